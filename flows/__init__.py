@@ -1,0 +1,1 @@
+"""Flows and command line: thin tables of contents over `pipeline`."""

@@ -1,0 +1,371 @@
+"""One YAML file becomes one frozen, validated `Config`; errors name the file, the key, the value and the fix."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
+
+from pipeline.errors import ConfigError
+from pipeline.image import Resolution
+
+
+class Section(BaseModel):
+    """A part of the configuration: frozen, and no key that it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ArchiveConfig(Section):
+    """Which images, and how their samples are to be read."""
+
+    images: str | list[str]
+    """A file, a folder (searched recursively), a glob (`**` recurses), a manifest (.csv or .parquet with a column
+    `image`, and optionally `truth`, `group` and others), or a list of these."""
+    exclude: list[str] = Field(default_factory=list)
+    """Globs of images to leave out."""
+    bands: list[str | int] | None = None
+    """Bands to feed the model, by name or 1-based index, in the model's order. Default: the card's band names where the
+    image names its bands so, else the image's first bands where their number is right."""
+    nodata: float | list[float] | Literal["header", "none"] = "header"
+    """`header`: what the file declares; `none`: every pixel is real; a number (or one a band): that value is filling."""
+
+
+class TruthConfig(Section):
+    """Reference labels and what their values mean."""
+
+    pattern: str | None = None
+    """Where the labels of an image lie: `{stem}` is the image's file name without suffix, `{dir}` its folder."""
+    classes: dict[int, str] | None = None
+    """Label value -> class name of the model. Default: what the model card says."""
+    ignore: list[int] = Field(default_factory=list)
+    """Label values that mean `not labelled`, beside the file's nodata."""
+    resample: Literal["nearest"] | None = None
+    """Take labels that lie on another grid by nearest neighbour; without it another grid is an error."""
+    max_unknown_share: float = Field(default=0.05, ge=0, le=1)
+    """Largest share of an image's labelled pixels with values that are no class and not ignored; above it is an error."""
+
+
+class ModelConfig(Section):
+    """Which model, and how it is run."""
+
+    path: Path
+    """Folder with model.json and weights."""
+    device: str = "auto"
+    """`auto` (cuda where there is one), `cpu`, `cuda`, `cuda:1`, `mps`."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the forward pass."""
+    batch: int = Field(default=4, ge=1)
+    """Tiles a forward pass; the last batch is padded, so that its shape never changes."""
+    test_time_flips: Literal[1, 2, 4, 8] = 1
+    """Mean over so many of the square's symmetries (1: as it is, 8: all): steadier, and that many times the work."""
+    trust_code: bool = False
+    """Allow models that run code of their own (adapter `callable`, TorchScript)."""
+
+
+class TilingConfig(Section):
+    """How images are cut and put together again."""
+
+    tile: int | None = Field(default=None, ge=1)
+    """Side of a tile in px; default: the card's."""
+    overlap: int | None = Field(default=None, ge=0)
+    """Shared px of neighbouring tiles; default: the card's."""
+    blend: Literal["hann", "crop"] = "hann"
+    """`hann`: weighted mean of all tiles at a pixel; `crop`: the tile whose centre is nearest."""
+    block: int | Literal["auto"] = "auto"
+    """Side of a block in px (rounded up to whole chunks), or `auto`: the most blocks with at most 5 % redundant work."""
+    store_confidence: bool = False
+    """Also store the winning class's probability."""
+
+    @model_validator(mode="after")
+    def _tiles_advance(self) -> TilingConfig:
+        if self.tile is not None and self.overlap is not None and self.overlap >= self.tile:
+            raise ValueError(f"overlap {self.overlap} must be below tile {self.tile}, or no tile comes after the first")
+        if isinstance(self.block, int) and self.block < 64:
+            raise ValueError(f"block {self.block} is too small: choose 64 or more, or auto")
+        return self
+
+
+class SerialCluster(Section):
+    """No workers: everything happens in this process."""
+
+    type: Literal["serial"]
+    threads: int | None = Field(default=None, ge=1)
+    """Threads of the model's arithmetic; default: all cores."""
+    memory_gib: float = Field(default=0, ge=0)
+    """What this process may take; 0: 80 % of the machine's memory."""
+
+
+class LocalCluster(Section):
+    """Worker processes on this machine, on loopback."""
+
+    type: Literal["local"] = "local"
+    workers: int | None = Field(default=None, ge=1)
+    """Processes; default: one per GPU, else one per four cores."""
+    threads: int | None = Field(default=None, ge=1)
+    """Threads of the model's arithmetic in each worker; default: the cores divided by the workers."""
+    memory_gib: float = Field(default=0, ge=0)
+    """Memory a worker may take; 0: 80 % of the machine's, divided by the workers."""
+    dashboard: bool = False
+    """Serve Dask's dashboard on a free loopback port."""
+
+
+class RemoteCluster(Section):
+    """A Dask scheduler that is already running."""
+
+    type: Literal["address"]
+    address: str | None = None
+    """`tls://host:port` or `tcp://host:port`."""
+    scheduler_file: Path | None = None
+    """File that the scheduler wrote, instead of an address."""
+    tls_ca: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    insecure: bool = False
+    """Allow plain TCP to another host: anyone on the way can run code on the workers."""
+    threads: int | None = Field(default=None, ge=1)
+    memory_gib: float = Field(default=4, gt=0)
+    """Memory of one worker; `plan` holds images against it."""
+
+    @model_validator(mode="after")
+    def _one_way_in(self) -> RemoteCluster:
+        if (self.address is None) == (self.scheduler_file is None):
+            raise ValueError("give either address or scheduler_file")
+        tls = [self.tls_ca, self.tls_cert, self.tls_key]
+        if any(tls) and not all(tls):
+            raise ValueError("TLS needs all of tls_ca, tls_cert and tls_key")
+        return self
+
+
+class ClassCluster(Section):
+    """Any Dask cluster class, such as dask_jobqueue.SLURMCluster or dask_kubernetes.operator.KubeCluster."""
+
+    type: Literal["class"]
+    cls: str = Field(alias="class", pattern=r"^[A-Za-z_][\w.]*\.[A-Za-z_]\w*$")
+    """Dotted path of the class."""
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    """Its keyword arguments."""
+    workers: int | None = Field(default=None, ge=1)
+    """Fixed number of workers."""
+    minimum: int | None = Field(default=None, ge=0)
+    maximum: int | None = Field(default=None, ge=1)
+    """Adaptive: between so many workers."""
+    threads: int | None = Field(default=None, ge=1)
+    memory_gib: float = Field(default=4, gt=0)
+
+    @model_validator(mode="after")
+    def _fixed_or_adaptive(self) -> ClassCluster:
+        if (self.workers is None) == (self.maximum is None):
+            raise ValueError("give either workers (a fixed number) or maximum (adaptive, with minimum)")
+        if self.maximum is not None and (self.minimum or 0) > self.maximum:
+            raise ValueError(f"minimum {self.minimum} is above maximum {self.maximum}")
+        return self
+
+
+def _cluster_type(value: Any) -> str:
+    kind = value.get("type", "local") if isinstance(value, dict) else getattr(value, "type", "local")
+    return str(kind)
+
+
+ClusterConfig = Annotated[
+    Annotated[SerialCluster, Tag("serial")]
+    | Annotated[LocalCluster, Tag("local")]
+    | Annotated[RemoteCluster, Tag("address")]
+    | Annotated[ClassCluster, Tag("class")],
+    Discriminator(_cluster_type),
+]
+
+
+class AugmentConfig(Section):
+    """Random changes of training crops."""
+
+    dihedral: bool = True
+    """The eight symmetries of the square."""
+    scale: tuple[float, float] = (0.75, 1.5)
+    """Zoom, drawn log-uniformly."""
+    brightness: float = Field(default=0.2, ge=0, le=1)
+    """Largest shift, in standard deviations of the band."""
+    contrast: float = Field(default=0.25, ge=0, lt=1)
+    """Largest relative change of contrast."""
+    gamma: float = Field(default=0.0, ge=0, lt=1)
+    """Largest relative change of gamma."""
+    channel: float = Field(default=0.1, ge=0, le=1)
+    """Largest shift of a single band, in standard deviations."""
+    noise: float = Field(default=0.0, ge=0)
+    """Standard deviation of added noise, in standard deviations of the band."""
+    blur: float = Field(default=0.0, ge=0, le=1)
+    """Probability of a small Gaussian blur."""
+
+    @field_validator("scale")
+    @classmethod
+    def _ordered(cls, scale: tuple[float, float]) -> tuple[float, float]:
+        if not 0.1 <= scale[0] <= scale[1] <= 10:
+            raise ValueError(f"scale {scale} must be two growing factors between 0.1 and 10")
+        return scale
+
+
+class TrainConfig(Section):
+    """How `gigamask train` makes the model in `model.path` from labelled rasters."""
+
+    images: str | list[str]
+    """Labelled images, as archive.images."""
+    labels: str | None = None
+    """Where their labels lie, as truth.pattern; default: truth.pattern."""
+    validation: list[str] | float = 0.2
+    """Images held out for validation, by stem, or the share of images. Always whole images, never tiles."""
+    name: str | None = None
+    """Name on the model's card; default: the folder's."""
+    licence: str = "unknown"
+    classes: dict[int, str | dict[str, str]] | None = None
+    """Label value -> class name, or {name, color}. Default: every value found in the labels that is not ignored."""
+    architecture: str = "Unet"
+    """Name in segmentation-models-pytorch: Unet, UnetPlusPlus, FPN, DeepLabV3Plus, Segformer, ..."""
+    encoder: str = "resnet18"
+    """Name of the encoder there, such as resnet34, timm-efficientnet-b0, mobilenet_v2, mit_b0, tu-..."""
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of the architecture."""
+    resolution: Resolution | None = None
+    """Pixel size to train at; default: the images' own."""
+    tile: int = Field(default=256, ge=32)
+    """Side of the crops, and of the tiles that the model will see."""
+    overlap: int | None = Field(default=None, ge=0)
+    """Overlap for the card; default: a quarter of the tile."""
+    minutes: float = Field(default=10, gt=0)
+    """Time budget, from the first step to the last."""
+    batch: int = Field(default=8, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    dice_weight: float = Field(default=1.0, ge=0)
+    """Weight of the Dice loss beside cross-entropy."""
+    class_balance: float = Field(default=0.5, ge=0, le=1)
+    """0: crops lie where they fall; 1: every crop is centred on a class drawn evenly."""
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    """Decay of the moving mean of the weights that is validated and kept; 0: the last weights."""
+    augment: AugmentConfig = AugmentConfig()
+    seed: int = 0
+    validations: int = Field(default=10, ge=1)
+    """How often the model is validated within the budget."""
+
+
+class ReportConfig(Section):
+    """What the report shows."""
+
+    title: str | None = None
+    """Default: the config's name."""
+    quicklook_px: int = Field(default=640, ge=64, le=4096)
+    """Longer side of the pictures."""
+    max_quicklooks: int = Field(default=50, ge=0)
+    """Images with a picture, worst first."""
+
+
+class Config(Section):
+    """A nightly run: which archive, which model, where to."""
+
+    name: str = Field(min_length=1, max_length=80, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$")
+    """Names the run in the report and in Prefect."""
+    root: Path = Path()
+    """Folder that the archive's and the truth's relative paths start from; itself relative to the config file."""
+    output: Path
+    """Folder for masks, ledger and reports."""
+    archive: ArchiveConfig
+    truth: TruthConfig = TruthConfig()
+    model: ModelConfig
+    resolution: Resolution | Literal["card", "native"] = "card"
+    """Size of the working pixels: the model card's, the image's own, or this."""
+    tiling: TilingConfig = TilingConfig()
+    cluster: ClusterConfig = LocalCluster()
+    report: ReportConfig = ReportConfig()
+    train: TrainConfig | None = None
+
+    def located(self, folder: Path) -> Config:
+        """This config with every path absolute, taken from `folder`, the config file's own."""
+        root = (folder / self.root).resolve()
+
+        def at_root(pattern: str) -> str:
+            return pattern if pattern.startswith("{dir}") else str(root / pattern)
+
+        def images(value: str | list[str]) -> str | list[str]:
+            return at_root(value) if isinstance(value, str) else [at_root(v) for v in value]
+
+        archive = self.archive.model_copy(update={"images": images(self.archive.images)})
+        pattern = self.truth.pattern
+        truth = self.truth.model_copy(update={"pattern": at_root(pattern) if pattern else None})
+        model = self.model.model_copy(update={"path": (folder / self.model.path).resolve()})
+        train = self.train
+        if train is not None:
+            labels = at_root(train.labels) if train.labels else truth.pattern
+            train = train.model_copy(update={"images": images(train.images), "labels": labels})
+        return self.model_copy(
+            update={
+                "root": root,
+                "output": (folder / self.output).resolve(),
+                "archive": archive,
+                "truth": truth,
+                "model": model,
+                "train": train,
+            }
+        )
+
+
+def load_config(path: Path, *, root: Path | None = None) -> Config:
+    """The configuration in the YAML file at `path`, every path in it absolute.
+
+    `root` replaces the file's own `root`, to run one file over another copy of the data.
+    Raises ConfigError that names the file, the key, the value and the fix.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConfigError(f"{path}: cannot be read: {e}. Give the path of a gigamask configuration (YAML)") from e
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as e:
+        raise ConfigError(f"{path}: is not YAML: {e}") from e
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: holds {type(data).__name__}, not a mapping of keys such as archive:, model:, output:")
+    if root is not None:
+        data["root"] = str(root.resolve())
+    try:
+        return Config.model_validate(data).located(path.resolve().parent)
+    except ValidationError as e:
+        raise ConfigError("\n".join(_explain(path, error) for error in e.errors())) from e
+
+
+_TAGS = {"serial", "local", "address", "class"}
+
+
+def _explain(path: Path, error: Any) -> str:
+    """One line a user can act on for one of pydantic's errors."""
+    parts = [p for i, p in enumerate(error["loc"]) if not (i == 1 and error["loc"][0] == "cluster" and p in _TAGS)]
+    key = ".".join(str(p) for p in parts) or "(file)"
+    value = error.get("input")
+    if error["type"] == "extra_forbidden":
+        section = _section(error["loc"][:-1])
+        known = sorted(field.alias or name for name, field in section.model_fields.items()) if section else []
+        near = difflib.get_close_matches(str(parts[-1]), known, n=1)
+        fix = f"Did you mean {near[0]!r}?" if near else f"Known here: {', '.join(known)}"
+        return f"{path}: {key}: unknown key. {fix}"
+    if error["type"] == "missing":
+        return f"{path}: {key}: is missing and has no default"
+    return f"{path}: {key}: {error['msg'].removeprefix('Value error, ')} (given: {value!r})"
+
+
+def _section(loc: tuple[Any, ...]) -> type[BaseModel] | None:
+    """The section at `loc`; None where the path leads through something else."""
+    section: Any = Config
+    clusters = {"serial": SerialCluster, "local": LocalCluster, "address": RemoteCluster, "class": ClassCluster}
+    for part in loc:
+        if part in clusters and section is None:
+            section = clusters[part]
+            continue
+        field = section.model_fields.get(part) if section is not None else None
+        annotation: Any = field.annotation if field else None
+        options = [annotation, *getattr(annotation, "__args__", ())]
+        section = next((a for a in options if isinstance(a, type) and issubclass(a, Section)), None)
+        if part == "cluster":
+            section = None
+    found: type[BaseModel] | None = section
+    return found

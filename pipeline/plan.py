@@ -1,0 +1,463 @@
+"""Image facts, model card and configuration become a frozen `Plan`: what is done, what it costs, or why it cannot be."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from math import ceil, gcd
+from typing import Literal
+
+import numpy as np
+
+from pipeline import __version__
+from pipeline.card import ModelCard, digest_of
+from pipeline.config import Config
+from pipeline.errors import PlanError, TruthError
+from pipeline.grid import Block, Lattice, blocks
+from pipeline.image import Affine6, Frozen, ImageSpec, Resolution, SourceInfo, WorkingGrid, working_grid
+
+MIB = 1024**2
+REDUNDANCY_TARGET = 0.05
+"""Largest share of tiles predicted more than once that `block: auto` accepts."""
+PROCESS_BYTES = 600 * MIB
+"""Resident memory of a worker with torch, rasterio and zarr imported and nothing loaded (measured)."""
+COARSEST_UPSAMPLING = 0.5
+"""An image whose pixels are more than twice as large as the model's is refused: its detail cannot be invented."""
+
+
+class ReadSpec(Frozen):
+    """What a source must know to give working pixels: small, and the same in every process."""
+
+    source: SourceInfo
+    bands: tuple[int, ...]
+    """1-based indexes in the file, in the model's order."""
+    valid_from: Literal["all", "nodata", "alpha", "mask"]
+    """What tells real pixels from filling, after the configuration's word."""
+    nodata: tuple[float | None, ...]
+    """Filling value of each of `bands`; used where `valid_from` is nodata."""
+    grid: WorkingGrid
+
+
+class TruthSpec(Frozen):
+    """Reference labels on an image's working grid: pixel (i, j) is label pixel
+    (floor((i + 0.5) * scale_row + offset_row), floor((j + 0.5) * scale_col + offset_col))."""
+
+    source: SourceInfo
+    """Header of the label raster."""
+    codes: dict[int, int]
+    """Label value -> class code."""
+    ignore: tuple[int, ...]
+    """Values that mean `not labelled`."""
+    scale_row: float = 1.0
+    scale_col: float = 1.0
+    offset_row: float = 0.0
+    offset_col: float = 0.0
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of all that determines the reference labels."""
+        return digest_of(self.model_dump(mode="json"))
+
+
+class Plan(Frozen):
+    """All that decides the mask of one image; equal plans give equal bytes."""
+
+    image: ImageSpec
+    read: ReadSpec
+    model_path: str
+    """Folder of the model."""
+    card: ModelCard
+    tile: int
+    overlap: int
+    blend: Literal["hann", "crop"]
+    block_shape: tuple[int, int]
+    """(height, width) of a block, which is a shard of the mosaic."""
+    chunk_shape: tuple[int, int]
+    """(height, width) of the chunks inside a shard."""
+    batch: int
+    precision: Literal["float32", "bfloat16"]
+    flips: int
+    store_confidence: bool
+
+    @property
+    def grid(self) -> WorkingGrid:
+        """The pixels that are segmented."""
+        return self.read.grid
+
+    @property
+    def classes(self) -> int:
+        """Number of classes K: codes 0...K-1."""
+        return len(self.card.classes)
+
+    @cached_property
+    def lattice(self) -> Lattice:
+        """All tile positions."""
+        return Lattice(self.grid.height, self.grid.width, self.tile, self.overlap)
+
+    @cached_property
+    def blocks(self) -> tuple[Block, ...]:
+        """All blocks, row by row."""
+        return tuple(blocks(self.grid.height, self.grid.width, *self.block_shape))
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of everything that determines the mask: image identity, model, classes, tiling, resolution, version."""
+        source = self.read.source
+        facts = {
+            "image": [source.uri, source.size_bytes, source.mtime_ns],
+            "read": self.read.model_dump(mode="json", exclude={"source"}),
+            "model": self.card.digest,
+            "classes": [[c.name, c.color] for c in self.card.classes],
+            "tiling": [self.tile, self.overlap, self.blend, self.block_shape, self.chunk_shape],
+            "arithmetic": [self.batch, self.precision, self.flips],
+            "confidence": self.store_confidence,
+            "major": __version__.split(".")[0],
+        }
+        return digest_of(facts)[:16]
+
+    @cached_property
+    def tiles_predicted(self) -> int:
+        """Tiles over all blocks; those on block borders count in each block that needs them."""
+        block_height, block_width = self.block_shape
+        rows = tiles_by_block(self.lattice.rows, self.tile, self.grid.height, block_height)
+        cols = tiles_by_block(self.lattice.cols, self.tile, self.grid.width, block_width)
+        return sum(rows) * sum(cols)
+
+    @property
+    def redundancy(self) -> float:
+        """Share of tiles predicted more often than once."""
+        return self.tiles_predicted / self.lattice.tiles - 1
+
+    @cached_property
+    def memory(self) -> Memory:
+        """Peak memory of one worker on this image."""
+        return peak_memory(self.read, self.card, self.tile, self.batch, self.block_shape, self.store_confidence, self.blend)
+
+    @property
+    def disk_bytes(self) -> int:
+        """Size of mask and pyramid before compression: an upper bound (labels compress 5 to 100 fold)."""
+        return int(self.grid.height * self.grid.width * (4 / 3 + self.store_confidence))
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Peak memory of a worker in bytes, by cause."""
+
+    process: int
+    """Interpreter and libraries."""
+    model: int
+    """Activations of one batch; weights count as process."""
+    reading: int
+    """The strip of input rows, before and after resampling, and GDAL's block cache."""
+    blending: int
+    """Score sums of one strip of tiles, and one batch of scores."""
+    labels: int
+    """The block's labels, and their copy while they are compressed."""
+
+    @property
+    def total(self) -> int:
+        """Sum of the parts."""
+        return self.process + self.model + self.reading + self.blending + self.labels
+
+
+def gdal_cache_bytes(source: SourceInfo) -> int:
+    """Size of GDAL's block cache that lets a strip be read without decoding a file block twice: two rows of file blocks
+    of all bands, within 32 and 512 MiB."""
+    row = source.block_shape[0] * source.width * len(source.band_indexes) * np.dtype(source.dtype).itemsize
+    return min(max(2 * row, 32 * MIB), 512 * MIB)
+
+
+def peak_memory(
+    read: ReadSpec,
+    card: ModelCard,
+    tile: int,
+    batch: int,
+    block_shape: tuple[int, int],
+    store_confidence: bool,
+    blend: str,
+) -> Memory:
+    """Peak memory of one worker that predicts blocks of `block_shape`: a function of the block, not of the image."""
+    grid, bands = read.grid, len(read.bands)
+    height, width = min(block_shape[0], grid.height), min(block_shape[1], grid.width)
+    span = min(width + 2 * tile, max(grid.width, tile))
+    itemsize = np.dtype(read.source.dtype).itemsize
+    strip = tile * span * (bands * itemsize + 1)
+    native_strip = 0 if grid.native else int(tile * grid.scale_row * span * grid.scale_col * (bands * (itemsize + 8) + 5))
+    scores = len(card.classes) * 4
+    sums = tile * width * scores * 2 if blend == "hann" or store_confidence else 0
+    return Memory(
+        process=PROCESS_BYTES,
+        model=int(batch * tile * tile * (card.activation_bytes_per_pixel + 4 * bands)),
+        reading=2 * strip + native_strip + gdal_cache_bytes(read.source),
+        blending=sums + 2 * batch * tile * tile * scores,
+        labels=height * width * (2 + 2 * store_confidence),
+    )
+
+
+def tiles_by_block(starts: list[int], tile: int, length: int, block: int) -> list[int]:
+    """How many of the tiles at `starts` touch each block of `block` px along an axis of `length` px."""
+    return [
+        bisect_left(starts, min(first + block, length)) - bisect_right(starts, first - tile) for first in range(0, length, block)
+    ]
+
+
+def chunk_side(stride: int) -> int:
+    """Side of a chunk: a multiple or a fraction of the stride near 512 px, so that blocks can end where tiles begin."""
+    if stride < 256:
+        return stride * ceil(256 / stride)
+    parts = 1
+    while stride / parts > 1024:
+        parts += 1
+    return stride // parts if stride % parts == 0 else 512
+
+
+def choose_block_shape(
+    lattice: Lattice,
+    chunk: int,
+    requested: int | Literal["auto"],
+    memory: Callable[[tuple[int, int]], int],
+    budget: int,
+) -> tuple[int, int]:
+    """Block shape (height, width) in px, whole chunks: the most blocks whose redundant work stays within the target.
+
+    Many blocks share an image among workers and lose little when one fails; each border costs the tiles across it. With
+    blocks that end where tiles begin, that is one row or column of tiles a border.
+
+    Where memory (`memory(shape)` above `budget` bytes) forces smaller blocks than the target allows, the least redundant
+    that fit. PlanError with the numbers where nothing fits.
+    """
+    if requested != "auto":
+        side = ceil(requested / chunk) * chunk
+        options = [(side, side)]
+    else:
+        unit = chunk * lattice.stride // gcd(chunk, lattice.stride)
+        unit = unit if unit <= 4096 else chunk
+        options = [(h, w) for h in _block_sides(lattice.height, unit) for w in _block_sides(lattice.width, unit)]
+    need = {shape: memory(shape) for shape in options}
+    fitting = [shape for shape in options if need[shape] <= budget]
+    if not fitting:
+        least = min(options, key=lambda shape: need[shape])
+        raise PlanError(
+            f"a block of {least[0]} x {least[1]} px needs {need[least] / MIB:,.0f} MiB, a worker may take "
+            f"{budget / MIB:,.0f} MiB: it would be killed. Lower model.batch or tiling.tile, or raise cluster.memory_gib"
+        )
+    cost = {shape: _redundancy(lattice, shape) for shape in fitting}
+    within = [shape for shape in fitting if cost[shape] <= REDUNDANCY_TARGET]
+    if not within:
+        return min(fitting, key=lambda shape: (cost[shape], -shape[1]))
+    return max(within, key=lambda shape: (_count(lattice, shape), -cost[shape], shape[1]))
+
+
+def _block_sides(length: int, unit: int) -> list[int]:
+    """Sides, in whole units, that cut an axis into 1, 2, 3, ... blocks, largest first."""
+    sides = {ceil(length / parts / unit) * unit for parts in range(1, min(64, ceil(length / unit)) + 1)}
+    return sorted(sides, reverse=True)
+
+
+def _count(lattice: Lattice, shape: tuple[int, int]) -> int:
+    return ceil(lattice.height / shape[0]) * ceil(lattice.width / shape[1])
+
+
+def _redundancy(lattice: Lattice, shape: tuple[int, int]) -> float:
+    rows = sum(tiles_by_block(lattice.rows, lattice.tile, lattice.height, shape[0]))
+    cols = sum(tiles_by_block(lattice.cols, lattice.tile, lattice.width, shape[1]))
+    return rows * cols / lattice.tiles - 1
+
+
+def choose_bands(wanted: list[str | int] | None, source: SourceInfo, card: ModelCard) -> tuple[int, ...]:
+    """1-based file indexes of the bands to feed the model, in its order.
+
+    By the configuration's names or indexes; else by the card's names where the image has them all; else by position,
+    where the number is right and no name contradicts. PlanError with both sides otherwise.
+    """
+    has = f"{source.uri} has {len(source.band_names)} ({', '.join(source.band_names)})"
+    expects = f"model {card.name!r} expects {len(card.bands)} bands ({', '.join(card.bands)})"
+    by_name = dict(zip(source.band_names, source.band_indexes, strict=True))
+    if wanted is not None:
+        if len(wanted) != len(card.bands):
+            raise PlanError(
+                f"{expects}, archive.bands names {len(wanted)} ({', '.join(map(str, wanted))}): name {len(card.bands)}"
+            )
+        missing = [b for b in wanted if (b.lower() not in by_name if isinstance(b, str) else b not in source.band_indexes)]
+        if missing:
+            raise PlanError(f"archive.bands asks for {', '.join(map(str, missing))}; {has}. Name bands that every image has")
+        return tuple(by_name[b.lower()] if isinstance(b, str) else b for b in wanted)
+    names = [name.lower() for name in card.bands]
+    if all(name in by_name for name in names):
+        return tuple(by_name[name] for name in names)
+    contradicts = any(
+        given != name and not GENERIC_BAND.fullmatch(given) and not GENERIC_BAND.fullmatch(name)
+        for given, name in zip(source.band_names, names, strict=False)
+    )
+    if len(source.band_names) != len(names) or contradicts:
+        raise PlanError(
+            f"{expects}, {has}: it would see the wrong colours. Name the bands to feed it under archive.bands, or choose "
+            "another model"
+        )
+    return source.band_indexes
+
+
+GENERIC_BAND = re.compile(r"band\d+|gray|palette")
+"""Band names that say nothing about what a band shows."""
+
+
+def choose_filling(
+    nodata: float | list[float] | Literal["header", "none"], source: SourceInfo, bands: tuple[int, ...]
+) -> tuple[Literal["all", "nodata", "alpha", "mask"], tuple[float | None, ...]]:
+    """(what tells real pixels from filling, filling value of each band), after the configuration's word."""
+    declared = dict(zip(source.band_indexes, source.nodata, strict=True))
+    if nodata == "header":
+        return source.valid_from, tuple(declared[b] for b in bands)
+    if nodata == "none":
+        return "all", (None,) * len(bands)
+    values = nodata if isinstance(nodata, list) else [nodata] * len(bands)
+    if len(values) != len(bands):
+        raise PlanError(f"archive.nodata has {len(values)} values for {len(bands)} bands: give one, or one a band")
+    return "nodata", tuple(float(v) for v in values)
+
+
+def choose_grid(wanted: Resolution | Literal["card", "native"], source: SourceInfo, card: ModelCard) -> WorkingGrid:
+    """The working grid of an image; PlanError where the model would see a scale that it was not trained on."""
+    resolution = card.resolution if wanted == "card" else None if wanted == "native" else wanted
+    grid = working_grid(source, resolution)
+    if grid is None:
+        raise PlanError(
+            f"{source.uri} has no georeference, so that its pixels have no size in metres, and {resolution} was asked for "
+            f"(model {card.name!r}). Give resolution: {{size: N, unit: source-pixel}}, or resolution: native if its pixels fit"
+        )
+    if min(grid.scale_row, grid.scale_col) < COARSEST_UPSAMPLING:
+        raise PlanError(
+            f"{source.uri} has pixels of {source.pixel_size_m} m (row, column), asked for was {resolution}: enlarging more than "
+            f"{1 / COARSEST_UPSAMPLING:g}-fold would show the model detail that is not there. Choose a model for coarser imagery"
+        )
+    trained = card.resolution
+    if wanted != "card" and trained is not None and trained.unit == "metre" and source.pixel_size_m is not None:
+        scales = (grid.scale_row, grid.scale_col)
+        worked = tuple(scale * metres for scale, metres in zip(scales, source.pixel_size_m, strict=True))
+        if max(abs(w / trained.size - 1) for w in worked) > max(trained.tolerance, 0.01):
+            raise PlanError(
+                f"model {card.name!r} was trained at {trained} a pixel (within {trained.tolerance:.0%}); {source.uri} would be "
+                f"worked at {worked[0]:.3g} x {worked[1]:.3g} m: objects would have the wrong size. Set resolution: card"
+            )
+    return grid
+
+
+def plan_image(config: Config, image: ImageSpec, source: SourceInfo, card: ModelCard, memory_bytes: int) -> Plan:
+    """The plan for one image on workers of `memory_bytes`; PlanError with both sides where something does not fit."""
+    if source.dtype != card.dtype:
+        raise PlanError(
+            f"model {card.name!r} was trained on {card.dtype} samples, {source.uri} has {source.dtype}: its scaling would be "
+            "wrong. Convert the image, or choose a model trained on such images"
+        )
+    bands = choose_bands(config.archive.bands, source, card)
+    valid_from, nodata = choose_filling(config.archive.nodata, source, bands)
+    grid = choose_grid(config.resolution, source, card)
+    read = ReadSpec(source=source, bands=bands, valid_from=valid_from, nodata=nodata, grid=grid)
+    tiling = config.tiling
+    tile = tiling.tile or card.tile
+    overlap = tiling.overlap if tiling.overlap is not None else card.overlap if tiling.tile is None else tile // 4
+    if tile % card.multiple_of:
+        raise PlanError(
+            f"model {card.name!r} takes tiles whose side is a multiple of {card.multiple_of}, tiling.tile is {tile}: "
+            f"choose {max(1, round(tile / card.multiple_of)) * card.multiple_of}"
+        )
+    lattice = Lattice(grid.height, grid.width, tile, overlap)
+    chunk = chunk_side(lattice.stride)
+
+    def memory(shape: tuple[int, int]) -> int:
+        return peak_memory(read, card, tile, config.model.batch, shape, tiling.store_confidence, tiling.blend).total
+
+    return Plan(
+        image=image,
+        read=read,
+        model_path=str(config.model.path),
+        card=card,
+        tile=tile,
+        overlap=overlap,
+        blend=tiling.blend,
+        block_shape=choose_block_shape(lattice, chunk, tiling.block, memory, memory_bytes),
+        chunk_shape=(chunk, chunk),
+        batch=config.model.batch,
+        precision=config.model.precision,
+        flips=config.model.test_time_flips,
+        store_confidence=tiling.store_confidence,
+    )
+
+
+def plan_truth(config: Config, plan: Plan, truth: SourceInfo) -> TruthSpec:
+    """How the label raster `truth` is read on the plan's working grid.
+
+    TruthError that prints both grids where they differ and `truth.resample` is not set, or cannot be brought together.
+    """
+    classes = config.truth.classes or {plan.card.truth_value(code): c.name for code, c in enumerate(plan.card.classes)}
+    code_of = {c.name: code for code, c in enumerate(plan.card.classes)}
+    unknown = sorted(set(classes.values()) - set(code_of))
+    if unknown:
+        raise TruthError(
+            f"truth.classes names {', '.join(unknown)}; model {plan.card.name!r} knows {', '.join(code_of)}: name those"
+        )
+    codes = {value: code_of[name] for value, name in classes.items()}
+    spec = TruthSpec(source=truth, codes=codes, ignore=tuple(config.truth.ignore))
+    grid = plan.grid
+    both = f"labels {truth.uri}: {_grid_text(truth)}\nmask of {plan.image.uri}: {_grid_text(grid)}"
+    if same_grid(truth, grid):
+        return spec
+    if config.truth.resample is None:
+        raise TruthError(f"labels and mask lie on different grids:\n{both}\nSet truth.resample: nearest to bring them together")
+    if truth.transform is not None and grid.transform is not None:
+        if not same_crs(truth.crs_wkt, grid.crs_wkt):
+            raise TruthError(f"labels and mask have different coordinate systems:\n{both}\nReproject the labels first")
+        a, b, c, d, e, f = _between(grid.transform, truth.transform)
+        if max(abs(b), abs(d)) > 1e-6:
+            raise TruthError(f"labels are rotated against the mask:\n{both}\nResample the labels to the image's grid first")
+        return spec.model_copy(update={"scale_row": e, "offset_row": f, "scale_col": a, "offset_col": c})
+    source = plan.read.source
+    if (truth.height, truth.width) != (source.height, source.width) or truth.transform is not None:
+        raise TruthError(
+            f"labels cannot be laid over the mask without a georeference on both, unless they have the image's own shape "
+            f"{source.height} x {source.width}:\n{both}"
+        )
+    return spec.model_copy(update={"scale_row": grid.scale_row, "scale_col": grid.scale_col})
+
+
+def same_crs(one: str | None, other: str | None) -> bool:
+    """Whether two WKT texts mean the same system; texts of one library, so that equal systems print alike."""
+    return one == other
+
+
+def same_grid(truth: SourceInfo, grid: WorkingGrid) -> bool:
+    """Whether a label raster's pixels are the mask's: shape, coordinate system, and corners within 1 % of a pixel."""
+    if (truth.height, truth.width) != grid.shape:
+        return False
+    if truth.transform is None or grid.transform is None:
+        return truth.transform is None and grid.transform is None
+    if not same_crs(truth.crs_wkt, grid.crs_wkt):
+        return False
+    a, b, c, d, e, f = _between(grid.transform, truth.transform)
+    corners = ((0, 0), (grid.width, 0), (0, grid.height), (grid.width, grid.height))
+    return all(abs(a * x + b * y + c - x) < 0.01 and abs(d * x + e * y + f - y) < 0.01 for x, y in corners)
+
+
+def _between(start: Affine6, end: Affine6) -> Affine6:
+    """The map from pixel (col, row) of `start` to pixel (col, row) of `end`: inverse(end) after start."""
+    a, b, c, d, e, f = end
+    det = a * e - b * d
+    ia, ib, id_, ie = e / det, -b / det, -d / det, a / det
+    sa, sb, sc, sd, se, sf = start
+    x, y = sc - c, sf - f
+    return (
+        ia * sa + ib * sd,
+        ia * sb + ib * se,
+        ia * x + ib * y,
+        id_ * sa + ie * sd,
+        id_ * sb + ie * se,
+        id_ * x + ie * y,
+    )
+
+
+def _grid_text(grid: SourceInfo | WorkingGrid) -> str:
+    crs = "no CRS" if grid.crs_wkt is None else grid.crs_wkt.split('"')[1] if '"' in grid.crs_wkt else grid.crs_wkt[:60]
+    return f"{grid.height} x {grid.width} px, {crs}, transform {grid.transform}"
