@@ -109,10 +109,10 @@ class ModelCard(Frozen):
         facts = self.model_dump(mode="json", exclude={"name", "description", "licence", "training", "activation_bytes_per_pixel"})
         return digest_of(facts)
 
-    def truth_value(self, code: int) -> int:
-        """The value that stands for class `code` in label rasters."""
-        value = self.classes[code].value
-        return code if value is None else value
+
+def background(classes: tuple[ClassInfo, ...]) -> int | None:
+    """Code of the class named `background`; None where there is none."""
+    return next((code for code, c in enumerate(classes) if c.name.lower() == "background"), None)
 
 
 def digest_of(facts: Any) -> str:

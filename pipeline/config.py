@@ -180,24 +180,32 @@ ClusterConfig = Annotated[
 
 
 class AugmentConfig(Section):
-    """Random changes of training crops."""
+    """Random changes of training crops. Colour strengths are on a scale where 0...1 spans the band's mean -+ 2.5 standard
+    deviations; each is drawn evenly up to the given value, as exponent where it multiplies."""
 
-    dihedral: bool = True
-    """The eight symmetries of the square."""
+    flip: bool = True
+    """Mirror."""
+    rotate: Literal["none", "quarter", "any"] = "quarter"
+    """Turn by nothing, by quarters, or by any angle."""
     scale: tuple[float, float] = (0.75, 1.5)
     """Zoom, drawn log-uniformly."""
-    brightness: float = Field(default=0.2, ge=0, le=1)
-    """Largest shift, in standard deviations of the band."""
-    contrast: float = Field(default=0.25, ge=0, lt=1)
-    """Largest relative change of contrast."""
-    gamma: float = Field(default=0.0, ge=0, lt=1)
-    """Largest relative change of gamma."""
-    channel: float = Field(default=0.1, ge=0, le=1)
-    """Largest shift of a single band, in standard deviations."""
-    noise: float = Field(default=0.0, ge=0)
-    """Standard deviation of added noise, in standard deviations of the band."""
-    blur: float = Field(default=0.0, ge=0, le=1)
-    """Probability of a small Gaussian blur."""
+    stretch: float = Field(default=0.0, ge=0, lt=1)
+    """Largest change of the ratio of the sides, as exponent."""
+    brightness: float = Field(default=0.2, ge=0, le=2)
+    """Gain of all bands together."""
+    contrast: float = Field(default=0.25, ge=0, le=2)
+    """Spread around the crop's mean."""
+    gamma: float = Field(default=0.2, ge=0, le=2)
+    channel: float = Field(default=0.1, ge=0, le=2)
+    """Gain of each band by itself."""
+    shift: float = Field(default=0.05, ge=0, le=1)
+    """Offset, of each band by itself and of all together."""
+    saturation: float = Field(default=0.3, ge=0, le=2)
+    """Spread of the bands around their mean."""
+    noise: float = Field(default=0.02, ge=0, le=1)
+    """Standard deviation of added noise."""
+    blur: float = Field(default=0.1, ge=0, le=1)
+    """Probability of a 3 x 3 blur."""
 
     @field_validator("scale")
     @classmethod
@@ -238,8 +246,15 @@ class TrainConfig(Section):
     batch: int = Field(default=8, ge=1)
     learning_rate: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the forward pass; weights and their updates are always float32."""
     dice_weight: float = Field(default=1.0, ge=0)
     """Weight of the Dice loss beside cross-entropy."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    rare_class_weight: float = Field(default=0.0, ge=0, le=1)
+    """Cross-entropy weights of the classes: their share to the power of minus this."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the last feature maps dropped."""
     class_balance: float = Field(default=0.5, ge=0, le=1)
     """0: crops lie where they fall; 1: every crop is centred on a class drawn evenly."""
     ema: float = Field(default=0.0, ge=0, lt=1)
@@ -328,16 +343,21 @@ def load_config(path: Path, *, root: Path | None = None) -> Config:
         raise ConfigError(f"{path}: holds {type(data).__name__}, not a mapping of keys such as archive:, model:, output:")
     if root is not None:
         data["root"] = str(root.resolve())
+    return config_of(data, path.resolve().parent, str(path))
+
+
+def config_of(data: dict[str, Any], folder: Path, where: str) -> Config:
+    """The configuration that `data` says, paths taken from `folder`; ConfigError begins each line with `where`."""
     try:
-        return Config.model_validate(data).located(path.resolve().parent)
+        return Config.model_validate(data).located(folder)
     except ValidationError as e:
-        raise ConfigError("\n".join(_explain(path, error) for error in e.errors())) from e
+        raise ConfigError("\n".join(_explain(where, error) for error in e.errors())) from e
 
 
 _TAGS = {"serial", "local", "address", "class"}
 
 
-def _explain(path: Path, error: Any) -> str:
+def _explain(where: str, error: Any) -> str:
     """One line a user can act on for one of pydantic's errors."""
     parts = [p for i, p in enumerate(error["loc"]) if not (i == 1 and error["loc"][0] == "cluster" and p in _TAGS)]
     key = ".".join(str(p) for p in parts) or "(file)"
@@ -347,10 +367,10 @@ def _explain(path: Path, error: Any) -> str:
         known = sorted(field.alias or name for name, field in section.model_fields.items()) if section else []
         near = difflib.get_close_matches(str(parts[-1]), known, n=1)
         fix = f"Did you mean {near[0]!r}?" if near else f"Known here: {', '.join(known)}"
-        return f"{path}: {key}: unknown key. {fix}"
+        return f"{where}: {key}: unknown key. {fix}"
     if error["type"] == "missing":
-        return f"{path}: {key}: is missing and has no default"
-    return f"{path}: {key}: {error['msg'].removeprefix('Value error, ')} (given: {value!r})"
+        return f"{where}: {key}: is missing and has no default"
+    return f"{where}: {key}: {error['msg'].removeprefix('Value error, ')} (given: {value!r})"
 
 
 def _section(loc: tuple[Any, ...]) -> type[BaseModel] | None:

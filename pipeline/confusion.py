@@ -33,23 +33,34 @@ def count(reference: NDArray[np.unsignedinteger], mask: NDArray[np.unsignedinteg
     if reference.shape != mask.shape:
         raise ValueError(f"reference {reference.shape} and mask {mask.shape} are not the same window")
     codes = mask_codes(classes)
-    column = np.full(np.iinfo(codes.dtype).max + 1, -1, np.int32)
+    _check_codes("reference", reference, classes)
+    _check_codes("mask", mask, codes.no_data)
+    cells = (classes + 1) * (classes + 2)
+    joint_type = np.dtype(np.uint16 if cells <= 1 << 16 else np.uint32)
+    column = np.full(codes.no_data + 1, classes + 2, joint_type)
     column[:classes] = np.arange(classes)
     column[codes.failed], column[codes.no_data] = classes, classes + 1
-    cells = (classes + 1) * (classes + 2)
     total = np.zeros(cells, np.int64)
-    joint_type = np.dtype(np.uint16 if cells <= 1 << 16 else np.uint32)
     flat_reference, flat_mask = reference.reshape(-1), mask.reshape(-1)
     for start in range(0, flat_mask.size, _PIECE):
-        rows, values = flat_reference[start : start + _PIECE], flat_mask[start : start + _PIECE]
-        cols = column[values]
-        if cols.min() < 0 or rows.max() > classes:
-            raise ValueError(f"mask or reference holds a code that {classes} classes do not have")
-        joint = rows.astype(joint_type)
+        cols = column[flat_mask[start : start + _PIECE]]
+        if cols.max() > classes + 1:
+            stray = int(flat_mask[start + int(cols.argmax())])
+            raise ValueError(
+                f"mask holds {stray}: codes of {classes} classes are 0...{classes - 1}, {codes.failed}, {codes.no_data}"
+            )
+        joint = flat_reference[start : start + _PIECE].astype(joint_type)
         joint *= classes + 2
-        joint += cols.astype(joint_type)
+        joint += cols
         total += np.bincount(joint, minlength=cells)
     return total.reshape(classes + 1, classes + 2)
+
+
+def _check_codes(what: str, values: NDArray[np.unsignedinteger], highest: int) -> None:
+    if values.dtype.kind not in "iu":
+        raise ValueError(f"{what} of type {values.dtype} holds no codes: whole numbers are meant")
+    if values.size and (values.min() < 0 or values.max() > highest):
+        raise ValueError(f"{what} holds codes {values.min()}...{values.max()}; 0...{highest} are known")
 
 
 @dataclass(frozen=True)
@@ -114,6 +125,8 @@ def scores(counts: Counts, background: int | None = None) -> Scores | None:
     is 0 and counts. `background` is that class's code, for the mean without it.
     """
     classes = counts.shape[0] - 1
+    if counts.shape != (classes + 1, classes + 2) or counts.dtype.kind not in "iu":
+        raise ValueError(f"counts of shape {counts.shape} and type {counts.dtype} are no integer matrix (K + 1, K + 2)")
     labelled = counts[:classes, : classes + 1].astype(np.int64)
     evaluated = int(labelled.sum())
     if evaluated == 0:
@@ -131,9 +144,9 @@ def scores(counts: Counts, background: int | None = None) -> Scores | None:
     if background is not None:
         foreground[background] = False
     has_background = background is not None and bool(foreground.any())
-    wrong = 1.0 - float(hits.sum()) / evaluated
+    wrong_px = evaluated - int(hits.sum())
     columns = np.append(predicted, labelled[:, classes].sum())
-    quantity = float(np.abs(columns - np.append(reference, 0)).sum()) / 2 / evaluated
+    quantity_px = int(np.abs(columns - np.append(reference, 0)).sum()) // 2  # even: both sides sum to the same
     return Scores(
         classes=tuple(
             ClassScores(
@@ -154,8 +167,8 @@ def scores(counts: Counts, background: int | None = None) -> Scores | None:
         pixel_accuracy=float(hits.sum()) / evaluated,
         majority_accuracy=float(reference.max()) / evaluated,
         matthews=_matthews(labelled),
-        quantity_disagreement=quantity,
-        allocation_disagreement=wrong - quantity,
+        quantity_disagreement=quantity_px / evaluated,
+        allocation_disagreement=(wrong_px - quantity_px) / evaluated,
         evaluated_px=evaluated,
         failed_px=int(labelled[:, classes].sum()),
         labelled_no_data_px=int(counts[:classes, classes + 1].sum()),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
+from typing import Literal
 
 from pipeline.errors import PlanError
 
@@ -92,6 +94,8 @@ class Lattice:
     """Side of the square that the model sees, in pixels."""
     overlap: int
     """Pixels that neighbouring tiles share, at least; 0 <= overlap < tile."""
+    blend: Literal["hann", "crop"] = "hann"
+    """Which pixels a tile speaks for: all of its own (hann), or those nearest to its centre (crop)."""
 
     def __post_init__(self) -> None:
         if min(self.height, self.width, self.tile) < 1:
@@ -122,11 +126,43 @@ class Lattice:
         """Number of tiles: the least that cover the image with this overlap."""
         return len(self.rows) * len(self.cols)
 
+    @cached_property
+    def row_spans(self) -> list[tuple[int, int]]:
+        """Half-open span of image rows that each row of tiles speaks for."""
+        return self._spans(self.rows, self.height)
+
+    @cached_property
+    def col_spans(self) -> list[tuple[int, int]]:
+        """Half-open span of image columns that each column of tiles speaks for."""
+        return self._spans(self.cols, self.width)
+
     def touching(self, core: Window) -> tuple[list[int], list[int]]:
-        """(rows, cols) of the tiles that touch `core`: what a block must predict to own its core."""
-        rows = [row for row in self.rows if row < core.row_stop and core.row < row + self.tile]
-        cols = [col for col in self.cols if col < core.col_stop and core.col < col + self.tile]
+        """(rows, cols) of the tiles that speak for pixels of `core`: what a block must predict to own its core."""
+        rows = [
+            row for row, span in zip(self.rows, self.row_spans, strict=True) if span[0] < core.row_stop and core.row < span[1]
+        ]
+        cols = [
+            col for col, span in zip(self.cols, self.col_spans, strict=True) if span[0] < core.col_stop and core.col < span[1]
+        ]
         return rows, cols
+
+    def _spans(self, starts: list[int], length: int) -> list[tuple[int, int]]:
+        if self.blend == "crop":
+            return owned_spans(starts, self.tile, length)
+        return [(start, min(start + self.tile, length)) for start in starts]
+
+
+def owned_spans(starts: list[int], tile: int, length: int) -> list[tuple[int, int]]:
+    """For each tile the half-open span of the pixels along the axis whose nearest tile centre is its own.
+
+        |tttttttt:::::|
+              |:::::tttttttt|       ':' belongs to the other tile
+                  ^ cut: halfway between the two centres; a pixel halfway belongs to the later tile
+
+    The law: spans follow each other without gap from 0 to `length`.
+    """
+    cuts = [0, *((one + other + tile) // 2 for one, other in pairwise(starts)), length]
+    return list(pairwise(cuts))
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,8 +12,8 @@ from typing import Literal
 import numpy as np
 
 from pipeline import __version__
-from pipeline.card import ModelCard, digest_of
-from pipeline.config import Config
+from pipeline.card import ClassInfo, ModelCard, digest_of
+from pipeline.config import Config, TruthConfig
 from pipeline.errors import PlanError, TruthError
 from pipeline.grid import Block, Lattice, blocks
 from pipeline.image import Affine6, Frozen, ImageSpec, Resolution, SourceInfo, WorkingGrid, working_grid
@@ -62,6 +61,20 @@ class TruthSpec(Frozen):
         return digest_of(self.model_dump(mode="json"))
 
 
+class MaskFacts(Frozen):
+    """What must be known of a mask to score it."""
+
+    image: str
+    """URI of the image that it belongs to."""
+    model: str
+    """Name of the model that made it."""
+    classes: tuple[ClassInfo, ...]
+    """By code."""
+    grid: WorkingGrid
+    native_shape: tuple[int, int]
+    """(height, width) of the image before resampling."""
+
+
 class Plan(Frozen):
     """All that decides the mask of one image; equal plans give equal bytes."""
 
@@ -92,10 +105,17 @@ class Plan(Frozen):
         """Number of classes K: codes 0...K-1."""
         return len(self.card.classes)
 
+    @property
+    def mask(self) -> MaskFacts:
+        """What the mask will say of itself."""
+        source = self.read.source
+        shape = (source.height, source.width)
+        return MaskFacts(image=source.uri, model=self.card.name, classes=self.card.classes, grid=self.grid, native_shape=shape)
+
     @cached_property
     def lattice(self) -> Lattice:
         """All tile positions."""
-        return Lattice(self.grid.height, self.grid.width, self.tile, self.overlap)
+        return Lattice(self.grid.height, self.grid.width, self.tile, self.overlap, self.blend)
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
@@ -121,10 +141,7 @@ class Plan(Frozen):
     @cached_property
     def tiles_predicted(self) -> int:
         """Tiles over all blocks; those on block borders count in each block that needs them."""
-        block_height, block_width = self.block_shape
-        rows = tiles_by_block(self.lattice.rows, self.tile, self.grid.height, block_height)
-        cols = tiles_by_block(self.lattice.cols, self.tile, self.grid.width, block_width)
-        return sum(rows) * sum(cols)
+        return tiles_over_blocks(self.lattice, self.block_shape)
 
     @property
     def redundancy(self) -> float:
@@ -197,11 +214,13 @@ def peak_memory(
     )
 
 
-def tiles_by_block(starts: list[int], tile: int, length: int, block: int) -> list[int]:
-    """How many of the tiles at `starts` touch each block of `block` px along an axis of `length` px."""
-    return [
-        bisect_left(starts, min(first + block, length)) - bisect_right(starts, first - tile) for first in range(0, length, block)
-    ]
+def tiles_over_blocks(lattice: Lattice, block_shape: tuple[int, int]) -> int:
+    """Tiles to predict over all blocks; those that speak for several blocks count in each."""
+    return _over_blocks(lattice.row_spans, block_shape[0]) * _over_blocks(lattice.col_spans, block_shape[1])
+
+
+def _over_blocks(spans: list[tuple[int, int]], block: int) -> int:
+    return sum((stop - 1) // block - first // block + 1 for first, stop in spans)
 
 
 def chunk_side(stride: int) -> int:
@@ -262,9 +281,7 @@ def _count(lattice: Lattice, shape: tuple[int, int]) -> int:
 
 
 def _redundancy(lattice: Lattice, shape: tuple[int, int]) -> float:
-    rows = sum(tiles_by_block(lattice.rows, lattice.tile, lattice.height, shape[0]))
-    cols = sum(tiles_by_block(lattice.cols, lattice.tile, lattice.width, shape[1]))
-    return rows * cols / lattice.tiles - 1
+    return tiles_over_blocks(lattice, shape) / lattice.tiles - 1
 
 
 def choose_bands(wanted: list[str | int] | None, source: SourceInfo, card: ModelCard) -> tuple[int, ...]:
@@ -364,7 +381,7 @@ def plan_image(config: Config, image: ImageSpec, source: SourceInfo, card: Model
             f"model {card.name!r} takes tiles whose side is a multiple of {card.multiple_of}, tiling.tile is {tile}: "
             f"choose {max(1, round(tile / card.multiple_of)) * card.multiple_of}"
         )
-    lattice = Lattice(grid.height, grid.width, tile, overlap)
+    lattice = Lattice(grid.height, grid.width, tile, overlap, tiling.blend)
     chunk = chunk_side(lattice.stride)
 
     def memory(shape: tuple[int, int]) -> int:
@@ -387,25 +404,18 @@ def plan_image(config: Config, image: ImageSpec, source: SourceInfo, card: Model
     )
 
 
-def plan_truth(config: Config, plan: Plan, truth: SourceInfo) -> TruthSpec:
-    """How the label raster `truth` is read on the plan's working grid.
+def plan_truth(config: TruthConfig, truth: SourceInfo, mask: MaskFacts) -> TruthSpec:
+    """How the label raster `truth` is read on the grid of `mask`.
 
     TruthError that prints both grids where they differ and `truth.resample` is not set, or cannot be brought together.
     """
-    classes = config.truth.classes or {plan.card.truth_value(code): c.name for code, c in enumerate(plan.card.classes)}
-    code_of = {c.name: code for code, c in enumerate(plan.card.classes)}
-    unknown = sorted(set(classes.values()) - set(code_of))
-    if unknown:
-        raise TruthError(
-            f"truth.classes names {', '.join(unknown)}; model {plan.card.name!r} knows {', '.join(code_of)}: name those"
-        )
-    codes = {value: code_of[name] for value, name in classes.items()}
-    spec = TruthSpec(source=truth, codes=codes, ignore=tuple(config.truth.ignore))
-    grid = plan.grid
-    both = f"labels {truth.uri}: {_grid_text(truth)}\nmask of {plan.image.uri}: {_grid_text(grid)}"
+    codes = truth_codes(config, mask.classes)
+    spec = TruthSpec(source=truth, codes=codes, ignore=tuple(config.ignore))
+    grid = mask.grid
+    both = f"labels {truth.uri}: {_grid_text(truth)}\nmask of {mask.image}: {_grid_text(grid)}"
     if same_grid(truth, grid):
         return spec
-    if config.truth.resample is None:
+    if config.resample is None:
         raise TruthError(f"labels and mask lie on different grids:\n{both}\nSet truth.resample: nearest to bring them together")
     if truth.transform is not None and grid.transform is not None:
         if not same_crs(truth.crs_wkt, grid.crs_wkt):
@@ -414,13 +424,23 @@ def plan_truth(config: Config, plan: Plan, truth: SourceInfo) -> TruthSpec:
         if max(abs(b), abs(d)) > 1e-6:
             raise TruthError(f"labels are rotated against the mask:\n{both}\nResample the labels to the image's grid first")
         return spec.model_copy(update={"scale_row": e, "offset_row": f, "scale_col": a, "offset_col": c})
-    source = plan.read.source
-    if (truth.height, truth.width) != (source.height, source.width) or truth.transform is not None:
+    if (truth.height, truth.width) != mask.native_shape or truth.transform is not None:
         raise TruthError(
             f"labels cannot be laid over the mask without a georeference on both, unless they have the image's own shape "
-            f"{source.height} x {source.width}:\n{both}"
+            f"{mask.native_shape[0]} x {mask.native_shape[1]}:\n{both}"
         )
     return spec.model_copy(update={"scale_row": grid.scale_row, "scale_col": grid.scale_col})
+
+
+def truth_codes(config: TruthConfig, classes: tuple[ClassInfo, ...]) -> dict[int, int]:
+    """Label value -> class code: the configuration's word, else the model card's."""
+    code_of = {c.name: code for code, c in enumerate(classes)}
+    if config.classes is None:
+        return {code if c.value is None else c.value: code for code, c in enumerate(classes) if c.value not in config.ignore}
+    unknown = sorted(set(config.classes.values()) - set(code_of))
+    if unknown:
+        raise TruthError(f"truth.classes names {', '.join(unknown)}; the model knows {', '.join(code_of)}: name those")
+    return {value: code_of[name] for value, name in config.classes.items()}
 
 
 def same_crs(one: str | None, other: str | None) -> bool:

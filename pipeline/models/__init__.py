@@ -1,0 +1,149 @@
+"""Models: raw tiles in, scores that may be averaged out, whatever family a model belongs to."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.card import CARD_NAME, ModelCard
+from pipeline.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class Predictor(Protocol):
+    """A loaded model. The scores of a tile depend on that tile only, not on its place or its neighbours in the batch."""
+
+    def __call__(self, data: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """Scores (n, classes, t, t), C-contiguous, of raw samples `data` (n, bands, t, t) in the card's dtype.
+
+        `valid` (n, t, t): True is real data; networks see 0 elsewhere. The card's activation has been applied, so
+        that scores may be averaged over overlapping tiles: softmax gives probabilities, sigmoid (1 - p, p). n may be any
+        number. Raises ModelError where samples or scores do not fit the card, and where scores are not finite.
+        """
+
+
+def load_model(
+    folder: Path, card: ModelCard, *, device: str, batch: int, precision: str, flips: int, trust_code: bool
+) -> Predictor:
+    """The model in `folder`, on `device` (as for `choose_device`), predicting at most `batch` tiles at a time.
+
+    `precision` is float32 or bfloat16 (of the forward pass), `flips` how many of the square's symmetries are averaged
+    (1, 2, 4, 8), `trust_code` whether the model may run code of its own. On the CPU it uses the threads that torch has, one a
+    tile: `batch` should be no smaller than their number. Raises ModelError.
+    """
+    verify_weights(folder, card)
+    if card.adapter in ("callable", "exported") and not trust_code:
+        what = "calls a Python function" if card.adapter == "callable" else "is a program, whose file can hold any code"
+        raise ModelError(
+            f"model {card.name!r} (adapter {card.adapter}) {what}: loading it lets its author do what you can do here. "
+            "Where you trust its origin, set model.trust_code: true, or pass --trust-code"
+        )
+    if card.adapter == "threshold":
+        from pipeline.models.threshold import ThresholdPredictor
+
+        return ThresholdPredictor(card)
+    if card.adapter == "callable":
+        from pipeline.models.callable import CallablePredictor
+
+        return CallablePredictor(card, batch=batch, flips=flips)
+
+    from pipeline.models.network import Inference, NetworkPredictor
+
+    how = Inference(device=choose_device(device), batch=batch, precision=precision, flips=flips)
+    if card.adapter == "smp":
+        from pipeline.models import smp
+
+        return NetworkPredictor(card, smp.load(folder, card), how, any_layout=True)
+    from pipeline.models import exported
+
+    program = exported.load(folder, card, how.device)
+    return NetworkPredictor(card, program.network, how, fixed_batch=program.batch)
+
+
+def save_model(folder: Path, card: ModelCard, module: nn.Module) -> ModelCard:
+    """Writes weights and card of an smp model, each whole or not at all, and returns the card as written.
+
+    The card gets the weights' digest and, where it has none, the network's memory. Weights come first: should the card not
+    follow, the old card's digest refuses them.
+    """
+    if card.adapter != "smp" or card.weights is None or not card.weights.endswith(".safetensors"):
+        raise ModelError(
+            f"model {card.name!r} cannot be saved with adapter {card.adapter} and weights {card.weights!r}: what is saved is a "
+            "network of segmentation-models-pytorch and its weights as .safetensors"
+        )
+    from safetensors.torch import save
+
+    from pipeline.models.activations import activation_bytes_per_pixel
+
+    weights = save({name: value.detach().cpu().contiguous().clone() for name, value in module.state_dict().items()})
+    facts: dict[str, Any] = {"weights_sha256": hashlib.sha256(weights).hexdigest()}
+    if not card.activation_bytes_per_pixel:
+        facts["activation_bytes_per_pixel"] = activation_bytes_per_pixel(module, len(card.bands), card.tile, len(card.classes))
+    card = card.model_copy(update=facts)
+    folder.mkdir(parents=True, exist_ok=True)
+    assert card.weights is not None
+    _write(folder / card.weights, weights)
+    _write(folder / CARD_NAME, card.model_dump_json(indent=2).encode() + b"\n")
+    return card
+
+
+def verify_weights(folder: Path, card: ModelCard) -> None:
+    """ModelError unless `folder` holds the very weights that `card` names, by SHA-256."""
+    if card.weights is None:
+        if card.adapter in ("smp", "exported"):
+            raise ModelError(
+                f"model {card.name!r} names no weights, adapter {card.adapter} needs them: name the file in {folder / CARD_NAME}"
+            )
+        return
+    path = folder / card.weights
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as e:
+        raise ModelError(f"weights of model {card.name!r} cannot be read: {e}. Copy {card.weights} into {folder}") from e
+    if card.weights_sha256 is None:
+        raise ModelError(
+            f"{folder / CARD_NAME} names no weights_sha256, so that masks of other weights would pass for this model's. If "
+            f'{card.weights} is the right file, add "weights_sha256": "{found}"'
+        )
+    if found != card.weights_sha256:
+        raise ModelError(
+            f"{path} is not the file that its card was made for: its SHA-256 is {found}, the card says {card.weights_sha256}. "
+            "Restore the weights, or save card and weights together"
+        )
+
+
+def choose_device(name: str) -> str:
+    """The torch device that `name` means here: `auto` is cuda where there is one, else cpu.
+
+    ModelError that names the devices there are, where it is none of them.
+    """
+    import torch
+
+    here = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        here.append("mps")
+    wanted = "cuda" if name == "auto" and len(here) > 1 and here[1] != "mps" else "cpu" if name == "auto" else name
+    if wanted not in here and not (wanted == "cuda" and "cuda:0" in here):
+        raise ModelError(f"device {name!r} is not on this machine, which has {', '.join(here)}: set model.device to one of them")
+    return wanted
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Puts `content` at `path` in one step: no reader ever sees half of it."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,270 @@
+"""The command line: `gigamask --help`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipeline import __version__
+from pipeline.errors import ConfigError, GigamaskError
+
+app = typer.Typer(
+    name="gigamask",
+    help="Segment imagery too large to open: an archive of rasters in, seamless Zarr masks and an honest report out.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 all well, 1 something failed (named), 2 wrong usage or configuration.",
+)
+config_app = typer.Typer(help="The configuration file.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="Configuration file (YAML).", show_default=False)]
+Root = Annotated[Path | None, typer.Option(help="Folder that the config's data paths start from, instead of its own `root`.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+
+
+@app.command()
+def plan(config: ConfigFile, root: Root = None, as_json: AsJson = False) -> None:
+    """Say what would run, what it costs, and what would fail; nothing is loaded or written."""
+    from flows import views
+    from pipeline.config import load_config
+    from pipeline.survey import survey
+
+    found = survey(load_config(config, root=root))
+    views.show_survey(found, as_json=as_json)
+    if found.refused or any(p.truth_error for p in found.planned):
+        raise typer.Exit(2)
+
+
+@app.command()
+def run(
+    config: ConfigFile,
+    root: Root = None,
+    as_json: AsJson = False,
+    prefect: Annotated[
+        bool, typer.Option("--prefect/--no-prefect", help="Run as a Prefect flow, or the same steps without it.")
+    ] = True,
+) -> None:
+    """Run the night once: segment and score what is new in the archive, and write the report."""
+    from flows import console, views
+
+    with console.progress(quiet=as_json) as progress:
+        if prefect:
+            from flows.nightly import run_flow
+
+            left = run_flow(config, root, progress)
+            folder, exit_code = Path(left["folder"]), int(left["exit_code"])
+        else:
+            from pipeline.config import load_config
+            from pipeline.night import run_night
+
+            command = f"gigamask run {config} --no-prefect" + (f" --root {root}" if root else "")
+            morning = run_night(load_config(config, root=root), progress, command)
+            folder, exit_code = morning.folder, morning.exit_code
+    views.show_run(folder, exit_code, as_json=as_json)
+    raise typer.Exit(exit_code)
+
+
+@app.command()
+def segment(
+    image: Annotated[Path, typer.Argument(help="Raster to segment.", show_default=False)],
+    model: Annotated[Path, typer.Option(help="Model folder: model.json and weights.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Mosaic to write, STORE.zarr.", show_default=False)],
+    tile: Annotated[int | None, typer.Option(help="Side of a tile in px; default: the model card's.")] = None,
+    overlap: Annotated[int | None, typer.Option(help="Shared px of neighbouring tiles; default: the model card's.")] = None,
+    blend: Annotated[str, typer.Option(help="hann: weighted mean; crop: nearest tile centre.")] = "hann",
+    block: Annotated[str, typer.Option(help="Side of a block in px, or auto.")] = "auto",
+    batch: Annotated[int, typer.Option(help="Tiles a forward pass.")] = 4,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    workers: Annotated[int, typer.Option(help="Dask worker processes; 0: this process.")] = 0,
+    threads: Annotated[int | None, typer.Option(help="Threads of the model's arithmetic in each worker.")] = None,
+    memory_gib: Annotated[float, typer.Option(help="Memory a worker may take; 0: 80 % of the machine's.")] = 0,
+    bands: Annotated[str | None, typer.Option(help="Bands to feed the model, by name or index: red,green,4.")] = None,
+    resolution: Annotated[str, typer.Option(help="card, native, or a pixel size such as 0.6m or 2px.")] = "card",
+    flips: Annotated[int, typer.Option(help="Symmetries to average over: 1, 2, 4 or 8.")] = 1,
+    trust_code: Annotated[bool, typer.Option("--trust-code", help="Allow a model that runs code of its own.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Segment one image into one mosaic. A killed run goes on where it was."""
+    from flows import console, one, views
+
+    if workers:
+        cluster: dict[str, Any] = {"type": "local", "workers": workers, "threads": threads, "memory_gib": memory_gib}
+    else:
+        cluster = {"type": "serial", "threads": threads, "memory_gib": memory_gib}
+    settings = {
+        "name": "segment",
+        "output": str(out.parent),
+        "archive": {"images": str(image), "bands": _bands(bands)},
+        "model": {"path": str(model), "device": device, "batch": batch, "test_time_flips": flips, "trust_code": trust_code},
+        "resolution": _resolution(resolution),
+        "tiling": {"tile": tile, "overlap": overlap, "blend": blend, "block": int(block) if block.isdigit() else block},
+        "cluster": cluster,
+    }
+    with console.progress(quiet=as_json) as progress:
+        segmented = one.segment(settings, out, progress)
+    views.show_segmented(segmented, as_json=as_json)
+    if segmented.result.state in ("failed", "partial"):
+        raise typer.Exit(1)
+
+
+@app.command()
+def evaluate(
+    store: Annotated[Path, typer.Argument(metavar="STORE.zarr", help="Mosaic to score.", show_default=False)],
+    truth: Annotated[Path, typer.Argument(help="Label raster on the mosaic's grid.", show_default=False)],
+    class_map: Annotated[
+        str | None, typer.Option(help="Label value = class name, as 1=building,2=road, or a YAML file; default: the model's.")
+    ] = None,
+    ignore: Annotated[str | None, typer.Option(help="Label values that mean `not labelled`: 0,255.")] = None,
+    resample: Annotated[str | None, typer.Option(help="nearest: take labels that lie on another grid.")] = None,
+    max_unknown_share: Annotated[float, typer.Option(help="Largest share of label values that are no class.")] = 0.05,
+    workers: Annotated[int, typer.Option(help="Dask worker processes; 0: this process.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder for a report.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score a mosaic against reference labels."""
+    from flows import one, views
+
+    settings = {
+        "classes": _class_map(class_map),
+        "ignore": _numbers(ignore) or [],
+        "resample": resample,
+        "max_unknown_share": max_unknown_share,
+    }
+    report = one.evaluate(store, truth, settings, workers, out)
+    views.show_scores(report, out, as_json=as_json)
+
+
+@app.command()
+def train(
+    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG]", help="Configuration with a section train.")] = None,
+    root: Root = None,
+    images: Annotated[str | None, typer.Option(help="Labelled images, instead of a config: a glob, folder or manifest.")] = None,
+    labels: Annotated[str | None, typer.Option(help="Where their labels lie: labels/{stem}_label.tif.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the model.")] = None,
+    ignore: Annotated[str | None, typer.Option(help="Label values that mean `not labelled`: 0,255.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Time budget.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a model from labelled rasters. A killed training goes on where it last validated."""
+    from flows import console, one, views
+
+    with console.training(quiet=as_json) as (report, say):
+        options = {"images": images, "labels": labels, "out": out, "ignore": _numbers(ignore), "minutes": minutes}
+        trained = one.train_one(config, root, options, report, say)
+    views.show_trained(trained, as_json=as_json)
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Say which versions, devices and formats are here, what is missing, and how to get it."""
+    from flows.doctor import examine, show
+
+    problems = show(examine(), as_json=as_json)
+    if problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Where demo/ (scenes, model, masks, report) and configs/demo.yaml go.")] = Path(),
+    prefect: Annotated[bool, typer.Option("--prefect/--no-prefect", help="Run the night as a Prefect flow, or without.")] = True,
+) -> None:
+    """Make scenes, train a small model, run the night over them, and say where the report is."""
+    from flows.demo import run_demo
+
+    raise typer.Exit(run_demo(folder, prefect=prefect))
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """Print the JSON schema of the configuration, for editors that complete it."""
+    from pipeline.config import Config
+
+    print(json.dumps(Config.model_json_schema(), indent=2))  # noqa: T201 - the result goes to stdout
+
+
+@config_app.command("check")
+def config_check(config: ConfigFile, root: Root = None) -> None:
+    """Read a configuration and say what is wrong with it, without looking at the archive."""
+    from pipeline.config import load_config
+
+    loaded = load_config(config, root=root)
+    print(f"{config}: {loaded.name}: a valid configuration")  # noqa: T201
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"gigamask {__version__}")  # noqa: T201
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Options of all commands."""
+
+
+def _bands(text: str | None) -> list[str | int] | None:
+    return None if text is None else [int(b) if b.strip().isdigit() else b.strip() for b in text.split(",")]
+
+
+def _numbers(text: str | None) -> list[int] | None:
+    try:
+        return None if text is None else [int(v) for v in text.split(",")]
+    except ValueError as e:
+        raise ConfigError(f"--ignore {text}: write label values as 0,255") from e
+
+
+def _resolution(text: str) -> Any:
+    if text in ("card", "native"):
+        return text
+    for suffix, unit in (("px", "source-pixel"), ("m", "metre")):
+        if text.endswith(suffix):
+            try:
+                return {"size": float(text.removesuffix(suffix)), "unit": unit}
+            except ValueError:
+                break
+    raise ConfigError(f"--resolution {text}: give card, native, metres such as 0.6m, or source pixels such as 2px")
+
+
+def _class_map(text: str | None) -> dict[int, str] | None:
+    if text is None:
+        return None
+    if "=" not in text:
+        import yaml
+
+        return dict(yaml.safe_load(Path(text).read_text(encoding="utf-8")))
+    try:
+        return {int(value): name.strip() for value, name in (pair.split("=", 1) for pair in text.split(","))}
+    except ValueError as e:
+        raise ConfigError(f"--class-map {text}: write label values and class names as 1=building,2=road") from e
+
+
+def main() -> None:
+    """Run a command; an expected error is told in its own words and exit code."""
+    try:
+        code = app(standalone_mode=False)
+    except GigamaskError as e:
+        sys.stderr.write(f"gigamask: {e}\n")
+        sys.exit(e.exit_code)
+    except KeyboardInterrupt:
+        sys.stderr.write("gigamask: interrupted; the same command goes on where this one was\n")
+        sys.exit(130)
+    except Exception as e:
+        show = getattr(e, "show", None)
+        if show is None:
+            raise
+        show()
+        sys.exit(getattr(e, "exit_code", 2))
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

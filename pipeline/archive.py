@@ -1,0 +1,183 @@
+"""Which images a run is about, and where the reference labels of each lie: folders, globs and manifests become one list."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import os
+import re
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePath
+
+from pipeline.config import Config
+from pipeline.errors import ConfigError
+from pipeline.image import ImageSpec
+
+SUFFIXES = (
+    *(".tif", ".tiff", ".gtiff", ".btf", ".jp2", ".j2k", ".jpx", ".jpg", ".jpeg", ".jxl", ".png", ".webp", ".bmp", ".gif"),
+    *(".img", ".ntf", ".nitf", ".pgm", ".ppm", ".pnm"),
+)
+"""What is taken for an image in a folder; formats without a suffix of their own (ENVI) are named by glob or manifest."""
+UNFINISHED = (".partial", ".part", ".tmp")
+"""Endings, before the suffix, of files that are still being written."""
+
+
+def discover(config: Config) -> list[ImageSpec]:
+    """The images of `config.archive`, sorted by path, each once, with the labels that `config.truth.pattern` gives it.
+
+    Folders and globs give finished, visible files: not those in the output folder, and not the labels of other images. What
+    a manifest names stays, present or not: the plan reports what is missing. Where an image is listed twice, the first entry
+    of `archive.images` speaks. ConfigError where nothing is found, or a manifest or pattern cannot mean anything.
+    """
+    pattern = config.truth.pattern
+    if pattern is not None:
+        _check_pattern(pattern)
+    images = config.archive.images
+    entries = [images] if isinstance(images, str) else images
+    found: dict[str, ImageSpec] = {}
+    named: set[str] = set()
+    for entry in entries:
+        listed, searched = _listed(entry, config)
+        named |= set() if searched else {image.uri for image in listed}
+        for image in listed:
+            found.setdefault(image.uri, image)
+    labels = {image.truth for image in found.values()} | {uri for uri in found if _looks_like_labels(uri, pattern)}
+    candidates = [uri for uri in sorted(found) if uri in named or uri not in labels]
+    kept = [found[uri] for uri in candidates if not _excluded(uri, config)]
+    if not kept:
+        left_out = f"; {len(candidates)} were found and left out by archive.exclude" if candidates else ""
+        raise ConfigError(
+            f"archive.images: no image in {', '.join(entries) or 'an empty list'}{left_out}: there is nothing to segment. "
+            f"Folders are searched for {' '.join(SUFFIXES)}, less hidden files, the output folder and labels (truth.pattern)"
+        )
+    return kept
+
+
+def _listed(entry: str, config: Config) -> tuple[list[ImageSpec], bool]:
+    """(what one entry of `archive.images` stands for, whether that was searched for rather than named)."""
+    path = Path(entry)
+    if path.is_dir():
+        return _images(_in_folder(path, config.output), config), True
+    if path.suffix.lower() in (".csv", ".parquet") and (path.is_file() or not glob.has_magic(entry)):
+        return _manifest(path, config), False
+    if path.is_file():
+        return _images([path], config), False
+    if glob.has_magic(entry):
+        return _images(_in_glob(entry, config.output), config), True
+    raise ConfigError(f"archive.images: {entry} does not exist. Name a file, a folder, a glob, or a manifest (.csv, .parquet)")
+
+
+def _images(paths: Iterable[Path], config: Config) -> list[ImageSpec]:
+    return [ImageSpec(uri=str(path), truth=truth_of(path, config.truth.pattern)) for path in paths]
+
+
+def _in_folder(folder: Path, output: Path) -> Iterator[Path]:
+    """Image files below `folder`; links to folders are not followed, as they may lead back."""
+    for parent, folders, names in folder.absolute().walk():
+        folders[:] = [name for name in folders if not name.startswith(".") and parent / name != output]
+        if parent != output:
+            yield from (parent / name for name in names if PurePath(name).suffix.lower() in SUFFIXES and _finished(name))
+
+
+def _in_glob(pattern: str, output: Path) -> Iterator[Path]:
+    """Files that match; where the pattern leaves the suffix open, only images."""
+    any_suffix = PurePath(pattern).suffix not in ("", ".*")
+    for name in glob.iglob(pattern, recursive=True):  # noqa: PTH207 (pathlib takes no absolute pattern)
+        path = Path(os.path.normpath(name)).absolute()
+        fits = (any_suffix or path.suffix.lower() in SUFFIXES) and _finished(path.name)
+        if fits and not path.is_relative_to(output) and path.is_file():
+            yield path
+
+
+def _finished(name: str) -> bool:
+    return not name.startswith((".", "~")) and PurePath(PurePath(name).stem).suffix.lower() not in UNFINISHED
+
+
+def _looks_like_labels(uri: str, pattern: str | None) -> bool:
+    """Whether `uri` lies where `pattern` puts labels, be their image there or not."""
+    if pattern is None or ".." in PurePath(pattern).parts:
+        return False
+    shape = re.escape(pattern).replace(re.escape("{dir}"), ".+").replace(re.escape("{stem}"), "[^/]+")
+    return re.fullmatch(shape, uri) is not None
+
+
+def truth_of(image: Path, pattern: str | None) -> str | None:
+    """Absolute path of the labels that `pattern` gives `image`; None where there is no such file."""
+    if pattern is None:
+        return None
+    values = {"stem": image.stem, "dir": str(image.parent)}
+    path = Path(os.path.normpath(re.sub(r"\{(stem|dir)\}", lambda match: values[match[1]], pattern)))
+    return str(path) if path.is_file() and path != image else None
+
+
+def _check_pattern(pattern: str) -> None:
+    unknown = sorted(set(re.findall(r"\{([^{}]*)\}", pattern)) - {"stem", "dir"})
+    if unknown:
+        names = ", ".join(f"{{{name}}}" for name in unknown)
+        raise ConfigError(f"truth.pattern: {pattern} has {names}: known are {{stem}} (file name without suffix) and {{dir}}")
+
+
+def _excluded(uri: str, config: Config) -> bool:
+    """Whether a glob of `archive.exclude` matches the path, its part below `root`, or the file name; `*` crosses folders."""
+    path = PurePath(uri)
+    below = str(path.relative_to(config.root)) if path.is_relative_to(config.root) else uri
+    return any(fnmatchcase(text, glob_) for glob_ in config.archive.exclude for text in (uri, below, path.name))
+
+
+def _manifest(path: Path, config: Config) -> list[ImageSpec]:
+    """The images of a table with a column `image`, and optionally `truth`, `group` and others, which become strata.
+
+    Relative paths start from the manifest's folder. Without a column `truth`, truth.pattern gives the labels.
+    """
+    try:
+        columns, rows = (_parquet if path.suffix.lower() == ".parquet" else _csv)(path)
+    except (OSError, ValueError, csv.Error) as e:
+        raise ConfigError(f"archive.images: manifest {path} cannot be read: {e}. Give a table with a column `image`") from e
+    if "image" not in columns:
+        raise ConfigError(
+            f"manifest {path} has no column `image`; it has {', '.join(columns) or 'none'}. Name the column of paths so"
+        )
+    images: dict[str, tuple[int, ImageSpec]] = {}
+    for line, row in rows:
+        if None in row:
+            raise ConfigError(
+                f"manifest {path}, line {line}: has more cells than the {len(columns)} columns. Quote commas in paths"
+            )
+        cells = {column: str(value).strip() for column, value in row.items() if value is not None and str(value).strip()}
+        if "image" not in cells:
+            raise ConfigError(f"manifest {path}, line {line}: names no image. Fill the column `image`, or take the line out")
+        uri = _beside(path, cells.pop("image"))
+        if uri in images:
+            raise ConfigError(
+                f"manifest {path}, line {line}: {uri} stands on line {images[uri][0]} already and would count twice. Take one out"
+            )
+        truth = cells.pop("truth", None)
+        labels = truth_of(Path(uri), config.truth.pattern) if "truth" not in columns else truth and _beside(path, truth)
+        images[uri] = line, ImageSpec(uri=uri, truth=labels, group=cells.pop("group", None), strata=cells)
+    if not images:
+        raise ConfigError(f"manifest {path} has no line below its columns {', '.join(columns)}. Add a line for each image")
+    return [image for _, image in images.values()]
+
+
+def _beside(manifest: Path, name: str) -> str:
+    """`name` as an absolute path; addresses stay as they are, for the reader to refuse."""
+    return name if "://" in name or name.startswith("/vsi") else os.path.normpath(manifest.absolute().parent / name)
+
+
+Table = tuple[list[str], list[tuple[int, dict[str, object]]]]
+"""(column names, (line in the file, cells by column) of every row)."""
+
+
+def _csv(path: Path) -> Table:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        rows: list[tuple[int, dict[str, object]]] = [(reader.line_num, dict(row)) for row in reader]
+        return list(reader.fieldnames or ()), rows
+
+
+def _parquet(path: Path) -> Table:
+    from pyarrow import parquet
+
+    table = parquet.read_table(path)  # type: ignore[no-untyped-call]
+    return list(table.column_names), list(enumerate(table.to_pylist(), 1))

@@ -1,0 +1,298 @@
+"""What a run's report says, before it is put on a page: verdict, coverage, classes, confusions."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from math import isnan
+from pathlib import PurePath
+from typing import Literal
+
+import numpy as np
+
+from pipeline.confusion import ClassScores, Counts, Scores
+from pipeline.report.contract import ImageResult, ImageState, RunReport
+from pipeline.report.words import listed, number, of, percent, score
+
+Level = Literal["good", "attention", "bad"]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The first thing that a reader is told."""
+
+    level: Level
+    """good: nothing to do; attention: use with care; bad: images are missing, or there is nothing to use."""
+    sentence: str
+    """What became of the images, and the headline score."""
+    reasons: list[str]
+    """Why it is no better than `level`, and what else must be known beside the headline; may be empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """Where all pixels of the run's images went; the five parts add up to `pixels`."""
+
+    pixels: int
+    """Pixels of all images whose size is known, skipped images left out."""
+    scored: int
+    """Segmented and labelled."""
+    segmented: int
+    """Segmented and not labelled."""
+    failed: int
+    """To be segmented, and not done."""
+    no_data: int
+    """Outside the valid area."""
+
+    @property
+    def with_data(self) -> int:
+        """Pixels that were to be segmented."""
+        return self.scored + self.segmented + self.failed
+
+    def share(self, pixels: int) -> float:
+        """`pixels` as a share of all; 0 where there are none."""
+        return pixels / self.pixels if self.pixels else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ClassFinding:
+    """One class over the whole run."""
+
+    code: int
+    name: str
+    color: str
+    scores: ClassScores | None
+    """None where nothing was scored."""
+    mask_px: int
+    """Pixels of all masks that have it, labelled or not."""
+    mask_share: float
+    """The same as a share of all class pixels; NaN where there are none."""
+    area_m2: float | None
+    """Mapped ground area, of the images with georeference; None where no image has one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Confusion:
+    """Pixels of one class that were called another."""
+
+    reference: str
+    predicted: str
+    pixels: int
+    share: float
+    """Of the reference class's evaluated pixels."""
+
+
+def image_name(image: ImageResult) -> str:
+    """The image's file name."""
+    return PurePath(image.uri).name or image.id
+
+
+def lost_px(image: ImageResult) -> int:
+    """Pixels that failed, those included that a failed image has no mask for."""
+    missing = image.height * image.width - sum(image.class_px) - image.failed_px - image.no_data_px
+    return image.failed_px + (max(0, missing) if image.state in ("failed", "partial") else 0)
+
+
+class Findings:
+    """What is read off one report; each computed once."""
+
+    def __init__(self, report: RunReport) -> None:
+        self.report = report
+        self.counts: Counts | None = report.counts
+        self.scores: Scores | None = report.scores
+        self.image_scores: dict[str, Scores | None] = {i.id: report.image_scores(i) for i in report.images}
+
+    @cached_property
+    def states(self) -> Counter[ImageState]:
+        """How many images are in each state."""
+        return Counter(image.state for image in self.report.images)
+
+    @cached_property
+    def scored_images(self) -> int:
+        """How many images have scores."""
+        return sum(s is not None for s in self.image_scores.values())
+
+    @cached_property
+    def troubled(self) -> list[ImageResult]:
+        """Images that failed, lack parts, were skipped, or could not be scored: those first that lost most."""
+        rank = {"failed": 0, "partial": 1, "skipped": 2, "complete": 3, "empty": 4}
+        found = [i for i in self.report.images if i.state in ("failed", "partial", "skipped") or i.truth_error]
+        return sorted(found, key=lambda i: (rank[i.state], -lost_px(i), i.uri))
+
+    @cached_property
+    def worst_first(self) -> list[ImageResult]:
+        """All images: failed ones, then those scored by mIoU from the lowest, then those without scores."""
+
+        def rank(image: ImageResult) -> tuple[int, float, str]:
+            found = self.image_scores[image.id]
+            if image.state == "failed":
+                return 0, 0.0, image.uri
+            return (1, found.miou, image.uri) if found else (2, 0.0, image.uri)
+
+        return sorted(self.report.images, key=rank)
+
+    @cached_property
+    def coverage(self) -> Coverage:
+        """Where the pixels went."""
+        images = [image for image in self.report.images if image.state != "skipped"]
+        classes = len(self.report.classes)
+        segmented = sum(sum(image.class_px) for image in images)
+        scored = int(self.counts[:classes, :classes].sum()) if self.counts is not None else 0
+        failed, no_data = sum(map(lost_px, images)), sum(image.no_data_px for image in images)
+        return Coverage(segmented + failed + no_data, scored, max(0, segmented - scored), failed, no_data)
+
+    @cached_property
+    def classes(self) -> list[ClassFinding]:
+        """By class code."""
+        total = sum(sum(image.class_px) for image in self.report.images)
+        found = []
+        for code, info in enumerate(self.report.classes):
+            pixels = [(image.class_px[code], image.pixel_area_m2) for image in self.report.images if image.class_px]
+            px = sum(n for n, _ in pixels)
+            areas = [n * pixel_area for n, pixel_area in pixels if pixel_area is not None]
+            found.append(
+                ClassFinding(
+                    code=code,
+                    name=info.name,
+                    color=info.color,
+                    scores=self.scores.classes[code] if self.scores else None,
+                    mask_px=px,
+                    mask_share=px / total if total else float("nan"),
+                    area_m2=float(sum(areas)) if areas else None,
+                )
+            )
+        return found
+
+    @cached_property
+    def absent(self) -> list[str]:
+        """Classes in neither reference nor prediction, left out of the means."""
+        return [c.name for c in self.classes if c.scores is not None and isnan(c.scores.iou)]
+
+    @cached_property
+    def worst_classes(self) -> list[ClassFinding]:
+        """Classes with an IoU, from the lowest."""
+        present = [(c.scores.iou, c.code, c) for c in self.classes if c.scores is not None and not isnan(c.scores.iou)]
+        return [c for _, _, c in sorted(present, key=lambda entry: entry[:2])]
+
+    @cached_property
+    def confusions(self) -> list[Confusion]:
+        """Pairs of different classes that were confused, from the most pixels; the reference first."""
+        if self.counts is None:
+            return []
+        names = [info.name for info in self.report.classes]
+        between = self.counts[: len(names), : len(names)].copy()
+        np.fill_diagonal(between, 0)
+        evaluated = self.counts[: len(names), : len(names) + 1].sum(axis=1)
+        order = np.argsort(-between, axis=None, kind="stable")[: int(np.count_nonzero(between))]
+        pairs = [divmod(int(cell), len(names)) for cell in order]
+        return [Confusion(names[r], names[p], int(between[r, p]), float(between[r, p] / evaluated[r])) for r, p in pairs]
+
+    @cached_property
+    def unknown_labels(self) -> dict[int, int]:
+        """Label values that are no class and not ignored, and their pixels, from the most."""
+        total: Counter[int] = Counter()
+        for image in self.report.images:
+            total.update(image.unknown_labels)
+        return dict(sorted(total.items(), key=lambda item: (-item[1], item[0])))
+
+    @cached_property
+    def unknown_label_notes(self) -> list[str]:
+        """A sentence a label value that means nothing."""
+        labelled = 0
+        if self.counts is not None:
+            labelled = int(self.counts[: len(self.report.classes)].sum())
+        unknown = sum(self.unknown_labels.values())
+        return [
+            f"{percent(pixels / (labelled + unknown))} of the reference ({number(pixels)} px) is label {value}, which is no class"
+            for value, pixels in self.unknown_labels.items()
+        ]
+
+    @cached_property
+    def redundancy(self) -> float | None:
+        """Tiles predicted more than once, as a share of the tiles needed; None where no tile was predicted."""
+        tiles = sum(image.tiles for image in self.report.images)
+        needed = sum(image.tiles / (1 + image.redundancy) for image in self.report.images)
+        return tiles / needed - 1 if needed else None
+
+    @cached_property
+    def headline(self) -> str | None:
+        """The score in words; None without one."""
+        s = self.scores
+        return f"mIoU {score(s.miou)} over {of(s.classes_counted, 'class', 'classes')}" if s else None
+
+    @cached_property
+    def verdict(self) -> Verdict:
+        """Whether the masks can be used, and why not."""
+        return Verdict(self._level, self._sentence, self._reasons)
+
+    @property
+    def _usable(self) -> int:
+        return self.states["complete"] + self.states["partial"]
+
+    @property
+    def _level(self) -> Level:
+        if self.states["failed"] or not self.report.images or not (self._usable or self.states["empty"]):
+            return "bad"
+        return "attention" if self._reasons else "good"
+
+    @property
+    def _sentence(self) -> str:
+        total = len(self.report.images)
+        if not total:
+            return "No images were found, so there is nothing to report."
+        complete = self.states["complete"]
+        others: list[ImageState] = ["failed", "partial", "skipped", "empty"]
+        rest = listed([f"{number(self.states[state])} {state}" for state in others if self.states[state]])
+        if complete == total:
+            what = "The image is complete" if total == 1 else f"All {number(total)} images are complete"
+        elif complete == 0:
+            what = "The image is not complete" if total == 1 else f"None of the {number(total)} images is complete"
+        else:
+            what = f"{number(complete)} of {number(total)} images {'is' if complete == 1 else 'are'} complete"
+        if rest:
+            what += f" ({rest})"
+        if self.headline:
+            where = "" if self.scored_images == total else f" on the {of(self.scored_images, 'image')} that could be scored"
+            return f"{what}; {self.headline}{where}."
+        return f"{what}; nothing was scored."
+
+    @cached_property
+    def _reasons(self) -> list[str]:
+        reasons = []
+        by_state: dict[ImageState, str] = {"failed": "failed", "partial": "has holes", "skipped": "was skipped"}
+        for image in self.troubled[:5]:
+            if image.state in by_state:
+                cause = first_line(image.error) if image.error else "no cause was recorded"
+                reasons.append(f"{image_name(image)} {by_state[image.state]}: {cause}")
+            if image.truth_error:
+                reasons.append(f"{image_name(image)} could not be scored: {first_line(image.truth_error)}")
+        if len(self.troubled) > 5:
+            reasons.append(f"{of(len(self.troubled) - 5, 'more image')} with trouble: see Failures")
+        cover, s = self.coverage, self.scores
+        if self.report.images and self.states["empty"] == len(self.report.images):
+            reasons.append("No image has a pixel with data: is the nodata value right?")
+        if cover.failed:
+            lost = f"{percent(cover.failed / cover.with_data)} of the pixels with data failed ({number(cover.failed)} px)"
+            misses = f": the {number(s.failed_px)} labelled ones count as misses" if s and s.failed_px else ""
+            reasons.append(lost + misses)
+        unscored = [i for i in self.report.images if i.truth and i.state == "failed" and i.counts is None]
+        if s is not None and unscored:
+            labelled = of(len(unscored), "failed image that has labels", "failed images that have labels")
+            reasons.append(f"The scores leave out {labelled}: they may be too high")
+        if s is not None:
+            if s.pixel_accuracy <= s.majority_accuracy:
+                common = max(self.classes, key=lambda c: c.scores.reference_px if c.scores else 0)
+                reasons.append(
+                    f"Pixel accuracy {score(s.pixel_accuracy)} is no better than always answering "
+                    f"{common.name} ({score(s.majority_accuracy)})"
+                )
+        elif any(image.truth and not image.truth_error and image.class_px for image in self.report.images):
+            reasons.append("There are reference labels, but no pixel is both labelled and with data")
+        return reasons + self.unknown_label_notes
+
+
+def first_line(text: str, most: int = 200) -> str:
+    """The first line of an error, cut where it is long."""
+    line = text.strip().partition("\n")[0].rstrip(".")
+    return line if len(line) <= most else line[: most - 1].rstrip() + "…"

@@ -1,0 +1,71 @@
+"""Small things that tests are made of: a threshold model, a plan, a configuration."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.card import ModelCard, read_card
+from pipeline.config import Config, load_config
+from pipeline.image import ImageSpec
+from pipeline.plan import Plan, plan_image
+from pipeline.sources import describe
+
+COLORS = ("#000000", "#E69F00", "#009E73", "#0072B2")
+NAMES = ("background", "low", "middle", "high")
+
+
+def threshold_model(folder: Path, thresholds: tuple[float, ...] = (100,), **changes: Any) -> Path:
+    """A model folder: the class is how many thresholds the first band reaches."""
+    bands = changes.pop("bands", ["gray"])
+    card = {
+        "name": "threshold",
+        "adapter": "threshold",
+        "architecture": {"band": 0, "thresholds": list(thresholds)},
+        "weights": None,
+        "bands": bands,
+        "dtype": "uint8",
+        "scaling": {"offset": [0] * len(bands), "divisor": [1] * len(bands)},
+        "classes": [{"name": NAMES[i], "color": COLORS[i]} for i in range(len(thresholds) + 1)],
+        "tile": 32,
+        "overlap": 8,
+        "multiple_of": 1,
+        "activation": "none",
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.json").write_text(json.dumps(card | changes))
+    return folder
+
+
+def config_file(folder: Path, **sections: Any) -> Path:
+    """A configuration file in `folder` over its `scenes/*.tif` with the model in `model/`; sections replace the defaults."""
+    content = {
+        "name": "test",
+        "output": "out",
+        "archive": {"images": "scenes/*.tif"},
+        "truth": {"pattern": "labels/{stem}.tif"},
+        "model": {"path": "model", "batch": 3},
+        "cluster": {"type": "serial", "threads": 1},
+    }
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(content | sections))
+    return path
+
+
+def config(folder: Path, **sections: Any) -> Config:
+    """The configuration of `config_file`."""
+    return load_config(config_file(folder, **sections))
+
+
+def plan_of(image: Path, model: Path, folder: Path, *, memory: int = 4 << 30, **sections: Any) -> Plan:
+    """The plan for one image with a model."""
+    sections = {"model": {"path": str(model), "batch": 3}} | sections
+    return plan_image(config(folder, **sections), ImageSpec(uri=str(image)), describe(str(image)), card_of(model), memory)
+
+
+def card_of(model: Path) -> ModelCard:
+    """The card of a model folder."""
+    return read_card(model)

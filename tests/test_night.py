@@ -1,0 +1,273 @@
+"""Nights on small archives: same bytes for any workers, nothing done twice, and one bad image costs its image."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import zarr
+
+from flows.console import Quiet
+from pipeline.config import load_config
+from pipeline.confusion import count, no_counts
+from pipeline.errors import PlanError
+from pipeline.ledger import BlockRecord, Ledger
+from pipeline.night import Morning, run_night
+from pipeline.report import read_report
+from tests.conftest import write_raster
+from tests.making import config_file, threshold_model
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    """Three scenes of several blocks with labels, and a threshold model."""
+    rng = np.random.default_rng(5)
+    (tmp_path / "scenes").mkdir()
+    (tmp_path / "labels").mkdir()
+    for name, shape in (("a", (700, 600)), ("b", (300, 900)), ("c", (20, 30))):
+        samples = rng.integers(1, 256, shape, np.uint8)
+        samples[:10, :10] = 0
+        write_raster(tmp_path / "scenes" / f"{name}.tif", samples, nodata=0)
+        labels = np.digitize(samples, [100, 180]).astype(np.uint8)
+        labels[rng.random(shape) < 0.1] = 0
+        write_raster(tmp_path / "labels" / f"{name}.tif", labels)
+    threshold_model(tmp_path / "model", (100, 200))
+    return tmp_path
+
+
+def night(folder: Path, **sections: Any) -> Morning:
+    return run_night(load_config(config_file(folder, **sections)), Quiet(), "gigamask run config.yaml")
+
+
+def bytes_of(output: Path) -> dict[str, bytes]:
+    """Every file of every published mosaic."""
+    masks = output / "masks"
+    return {
+        str(p.relative_to(masks)): p.read_bytes()
+        for p in sorted(masks.rglob("*"))
+        if (p.is_file() and p.suffix != ".json") or p.name == "zarr.json"
+    }
+
+
+def mask(morning: Morning, stem: str) -> np.ndarray:
+    image = next(i for i in morning.report.images if Path(i.uri).stem == stem)
+    assert image.mask is not None
+    return zarr.open_array(morning.folder.parent.parent / image.mask, path="0/mask", mode="r")[:]
+
+
+def result(morning: Morning, stem: str) -> Any:
+    return next(i for i in morning.report.images if Path(i.uri).stem == stem)
+
+
+TILING = {"block": 64, "overlap": 8}
+
+
+def test_the_masks_are_the_same_bytes_for_one_two_and_four_workers(archive: Path) -> None:
+    serial = night(archive, tiling=TILING, output="serial")
+    assert serial.exit_code == 0
+    assert sum(image.blocks for image in serial.report.images) > 10
+    expected = bytes_of(archive / "serial")
+    for workers in (1, 2, 4):
+        cluster = {"type": "local", "workers": workers, "threads": 1, "memory_gib": 2}
+        parallel = night(archive, tiling=TILING, output=f"with{workers}", cluster=cluster)
+        assert bytes_of(archive / f"with{workers}") == expected
+        assert (parallel.report.counts == serial.report.counts).all()
+
+
+def test_streamed_counts_are_the_counts_of_the_whole(archive: Path) -> None:
+    morning = night(archive, tiling=TILING)
+    total = no_counts(3)
+    for stem in "abc":
+        with rasterio.open(archive / "labels" / f"{stem}.tif") as labels:
+            counts = count(labels.read(1), mask(morning, stem), 3)
+        assert (np.array(result(morning, stem).counts) == counts).all()
+        assert counts.sum() == mask(morning, stem).size
+        total += counts
+    assert (morning.report.counts == total).all()
+
+
+def test_a_second_night_does_nothing_and_says_the_same(archive: Path) -> None:
+    first = night(archive)
+    stamps = {p: p.stat().st_mtime_ns for p in (archive / "out" / "masks").rglob("*")}
+    second = night(archive)
+    assert {p: p.stat().st_mtime_ns for p in (archive / "out" / "masks").rglob("*")} == stamps
+    assert all(image.reused for image in second.report.images)
+    assert (second.report.counts == first.report.counts).all()
+    assert second.exit_code == 0
+
+
+def test_another_model_is_another_digest_and_never_mixes(archive: Path) -> None:
+    first = night(archive)
+    threshold_model(archive / "model", (100, 201))
+    second = night(archive)
+    assert not any(image.reused for image in second.report.images)
+    assert {i.digest for i in first.report.images}.isdisjoint(i.digest for i in second.report.images)
+    assert len(list((archive / "out" / "masks").glob("a-*/*.zarr"))) == 2
+
+
+def test_a_lost_ledger_is_made_good_from_the_record_beside_the_mask(archive: Path) -> None:
+    first = night(archive)
+    for path in (archive / "out").glob("ledger.sqlite*"):
+        path.unlink()
+    second = night(archive)
+    assert all(image.reused for image in second.report.images)
+    assert (second.report.counts == first.report.counts).all()
+
+
+SLOW_MODEL = """
+import time
+import numpy as np
+
+def predict(data, valid, seconds):
+    time.sleep(seconds)
+    scores = np.stack([data[:, 0] < 100, (data[:, 0] >= 100) & (data[:, 0] < 200), data[:, 0] >= 200], axis=1)
+    return scores.astype(np.float32)
+"""
+
+
+def test_a_killed_run_finishes_only_what_was_missing(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (archive / "slowmodel.py").write_text(SLOW_MODEL)
+    threshold_model(
+        archive / "model",
+        (100, 200),
+        adapter="callable",
+        architecture={"function": "slowmodel:predict", "arguments": {"seconds": 0.005}},
+    )
+    sections = {"tiling": TILING, "model": {"path": "model", "batch": 3, "trust_code": True}}
+    monkeypatch.setenv("PYTHONPATH", f"{archive}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.syspath_prepend(str(archive))
+    undisturbed = night(archive, output="undisturbed", **sections)
+    path = config_file(archive, output="killed", **sections)
+    command = [sys.executable, "-m", "flows.cli", "run", str(path), "--no-prefect", "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    ledger = archive / "killed" / "ledger.sqlite"
+    done: dict[str, dict[int, BlockRecord]] = {}
+    digests = [image.digest for image in undisturbed.report.images]
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and sum(map(len, done.values())) < 4:
+        time.sleep(0.05)
+        if ledger.exists():
+            with Ledger(ledger) as found:
+                done = {digest: found.blocks(digest, "predict", BlockRecord) for digest in digests}
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    finished = sum(map(len, done.values()))
+    assert finished >= 4
+    assert not (archive / "killed" / "runs").exists()
+
+    resumed = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert resumed.returncode == 0, resumed.stderr
+    with Ledger(ledger) as found:
+        after = {digest: found.blocks(digest, "predict", BlockRecord) for digest in digests}
+    for digest, records in done.items():
+        for index, record in records.items():
+            assert after[digest][index] == record, "a finished block was computed again"
+    report = read_report(Path(json.loads(resumed.stdout)["folder"]))
+    assert (report.counts == undisturbed.report.counts).all()
+    assert bytes_of(archive / "killed") == bytes_of(archive / "undisturbed")
+
+
+def test_missing_truth_for_one_image_leaves_it_unscored(archive: Path) -> None:
+    (archive / "labels" / "b.tif").unlink()
+    morning = night(archive)
+    assert result(morning, "b").counts is None
+    assert result(morning, "b").state == "complete"
+    assert result(morning, "a").counts is not None
+    assert morning.exit_code == 0
+
+
+def test_a_class_that_is_absent_from_one_image_still_counts_its_false_alarms(archive: Path) -> None:
+    write_raster(archive / "labels" / "c.tif", np.zeros((20, 30), np.uint8))
+    morning = night(archive)
+    counts = np.array(result(morning, "c").counts)
+    assert counts[1:3].sum() == 0
+    assert counts[0, 1:3].sum() > 0
+
+
+def test_an_image_without_any_data_is_empty(archive: Path) -> None:
+    write_raster(archive / "scenes" / "b.tif", np.zeros((300, 900), np.uint8), nodata=0)
+    morning = night(archive)
+    assert result(morning, "b").state == "empty"
+    assert (mask(morning, "b") == 255).all()
+    assert result(morning, "b").tiles == 0
+    assert morning.exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda p: p.write_text("not an image"), "cannot be opened as a raster"),
+        (
+            lambda p: p.write_text(
+                '<VRTDataset rasterXSize="1" rasterYSize="1"><VRTRasterBand dataType="Byte" band="1"/></VRTDataset>'
+            ),
+            "is a GDAL VRT, which points at other files",
+        ),
+        (
+            lambda p: write_raster(p, np.zeros((3, 40, 40), np.uint8), photometric="RGB"),
+            r"expects 1 bands \(gray\).* has 3 \(red, green, blue\)",
+        ),
+        (lambda p: write_raster(p, np.zeros((40, 40), np.uint16)), "trained on uint8 samples.* has uint16"),
+    ],
+    ids=["text named .tif", "VRT named .tif", "other bands", "other type"],
+)
+def test_one_bad_image_costs_its_image_and_the_exit_code_tells(archive: Path, make: Callable[[Path], object], said: str) -> None:
+    make(archive / "scenes" / "b.tif")
+    morning = night(archive)
+    bad = result(morning, "b")
+    assert bad.state == "failed"
+    assert re.search(said, bad.error, re.DOTALL), bad.error
+    assert [result(morning, stem).state for stem in "ac"] == ["complete", "complete"]
+    assert morning.exit_code == 1
+    assert (morning.folder / "report.html").exists()
+
+
+def test_a_night_without_a_single_usable_image_starts_nothing(archive: Path) -> None:
+    for stem in "abc":
+        (archive / "scenes" / f"{stem}.tif").write_text("not an image")
+    with pytest.raises(PlanError, match="none of 3 images can be segmented"):
+        night(archive)
+    assert not (archive / "out").exists()
+
+
+def test_labels_on_another_grid_are_refused_with_both_grids(archive: Path) -> None:
+    write_raster(archive / "labels" / "a.tif", np.zeros((100, 100), np.uint8))
+    morning = night(archive)
+    assert result(morning, "a").counts is None
+    assert "100 x 100 px" in result(morning, "a").truth_error
+    assert "700 x 600 px" in result(morning, "a").truth_error
+    assert morning.exit_code == 1
+
+
+def test_label_values_that_are_no_class_are_counted_and_too_many_are_an_error(archive: Path) -> None:
+    labels = np.zeros((20, 30), np.uint8)
+    labels[0] = 17
+    write_raster(archive / "labels" / "c.tif", labels)
+    tolerant = night(archive, output="tolerant")
+    assert result(tolerant, "c").unknown_labels == {17: 30}
+    assert np.array(result(tolerant, "c").counts)[3].sum() == 30
+    strict = night(archive, output="strict", truth={"pattern": "labels/{stem}.tif", "max_unknown_share": 0.01})
+    assert result(strict, "c").counts is None
+    assert "17 (30 px)" in result(strict, "c").truth_error
+    assert strict.exit_code == 1
+
+
+def test_a_model_that_fails_makes_blocks_failed_and_the_night_goes_on(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (archive / "brokenmodel.py").write_text("def predict(data, valid):\n    raise RuntimeError('no answer')\n")
+    monkeypatch.syspath_prepend(str(archive))
+    threshold_model(archive / "model", (100, 200), adapter="callable", architecture={"function": "brokenmodel:predict"})
+    morning = night(archive, model={"path": "model", "trust_code": True})
+    assert {image.state for image in morning.report.images} == {"failed"}
+    assert all("no answer" in image.error for image in morning.report.images)
+    assert morning.exit_code == 1
