@@ -70,9 +70,9 @@ class Lines:
             if now - self._last < LINE_SECONDS:
                 return
             self._last = now
-            rate = self._done / max(now - self._started, 1e-9)
-            left = max(self._total - self._done, 0) / max(rate, 1e-9)
-            self.say(f"{self._done / 1e6:,.1f} of {self._total / 1e6:,.1f} Mpx, {rate / 1e6:.2f} Mpx/s, {left:,.0f} s left")
+            rate = self._done / (now - self._started)
+            left = f", {max(self._total - self._done, 0) / rate:,.0f} s left" if rate else ""
+            self.say(f"{self._done / 1e6:,.1f} of {self._total / 1e6:,.1f} Mpx, {rate / 1e6:.2f} Mpx/s{left}")
 
     def say(self, text: str) -> None:
         """A line."""

@@ -44,8 +44,6 @@ class _Log:
     def say(self, text: str) -> None:
         """Something worth a line has happened."""
         self._logger.info(text)
-        if self._listener:
-            self._listener.say(text)
 
 
 _LISTENERS: dict[str, Progress] = {}

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 MIB = 1024**2
 OUT = Console(highlight=False)
+if not OUT.is_terminal:
+    OUT.width = 140
 
 
 def show_survey(survey: Survey, *, as_json: bool) -> None:
@@ -26,23 +28,23 @@ def show_survey(survey: Survey, *, as_json: bool) -> None:
         _json(_survey_facts(survey))
         return
     table = Table(title=f"{survey.config.name}: model {survey.card.name}, {len(survey.card.classes)} classes")
-    for column in ("image", "size", "bands", "tiles", "blocks", "redundant", "memory/worker", "disk up to", "truth"):
-        table.add_column(column, justify="left" if column in ("image", "truth") else "right")
+    for column in ("image", "px", "tiles", "blocks of", "twice", "MiB", "disk ≤", "truth"):
+        table.add_column(column, justify="left" if column in ("image", "truth") else "right", overflow="fold")
     for p in survey.planned:
         plan = p.plan
-        resampled = "" if plan.grid.native else f" (of {plan.read.source.height} x {plan.read.source.width})"
+        scale = "" if plan.grid.native else f" (1/{plan.grid.scale_row:.3g})"
         table.add_row(
-            Path(plan.image.uri).name,
-            f"{plan.grid.height} x {plan.grid.width}{resampled}",
-            f"{len(plan.read.bands)} of {len(plan.read.source.band_names)} {plan.read.source.dtype}",
+            _plain(Path(plan.image.uri).name),
+            f"{plan.grid.height}×{plan.grid.width}{scale}",
             f"{plan.tiles_predicted:,}",
-            f"{len(plan.blocks)} of {plan.block_shape[0]} x {plan.block_shape[1]}",
+            f"{len(plan.blocks)} × {plan.block_shape[0]}×{plan.block_shape[1]}",
             f"{plan.redundancy:.1%}",
-            f"{plan.memory.total / MIB:,.0f} MiB",
+            f"{plan.memory.total / MIB:,.0f}",
             f"{plan.disk_bytes / MIB:,.0f} MiB",
             "[red]unusable" if p.truth_error else "none" if p.truth is None else "yes",
         )
     OUT.print(table)
+    OUT.print("twice: share of tiles predicted more than once; MiB: memory of a worker; px (1/n): resampled from n times as many")
     disk = sum(p.plan.disk_bytes for p in survey.planned)
     most = max((p.plan.memory.total for p in survey.planned), default=0)
     OUT.print(

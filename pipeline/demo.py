@@ -93,7 +93,7 @@ def _colours_and_truth(path: Path) -> tuple[NDArray[np.intp], NDArray[np.uint8]]
     pixels = rasterfile.read_all(path)
     colours = np.zeros(pixels.shape[1:], np.intp)
     for band in pixels:
-        colours = colours * _LEVELS + band * _LEVELS // 256
+        colours = colours * _LEVELS + band // (256 // _LEVELS)
     return colours, rasterfile.read_all(path.parent / "labels" / path.name)[0]
 
 

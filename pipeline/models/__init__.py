@@ -39,12 +39,7 @@ def load_model(
     tile: `batch` should be no smaller than their number. Raises ModelError.
     """
     verify_weights(folder, card)
-    if card.adapter in ("callable", "exported") and not trust_code:
-        what = "calls a Python function" if card.adapter == "callable" else "is a program, whose file can hold any code"
-        raise ModelError(
-            f"model {card.name!r} (adapter {card.adapter}) {what}: loading it lets its author do what you can do here. "
-            "Where you trust its origin, set model.trust_code: true, or pass --trust-code"
-        )
+    check_trusted(card, trust_code)
     if card.adapter == "threshold":
         from pipeline.models.threshold import ThresholdPredictor
 
@@ -92,6 +87,16 @@ def save_model(folder: Path, card: ModelCard, module: nn.Module) -> ModelCard:
     _write(folder / card.weights, weights)
     _write(folder / CARD_NAME, card.model_dump_json(indent=2).encode() + b"\n")
     return card
+
+
+def check_trusted(card: ModelCard, trust_code: bool) -> None:
+    """ModelError where loading the model could run code of its own and `trust_code` does not allow that."""
+    if card.adapter in ("callable", "exported") and not trust_code:
+        what = "calls a Python function" if card.adapter == "callable" else "is a program, whose file can hold any code"
+        raise ModelError(
+            f"model {card.name!r} (adapter {card.adapter}) {what}: loading it lets its author do what you can do here. "
+            "Where you trust its origin, set model.trust_code: true, or pass --trust-code"
+        )
 
 
 def verify_weights(folder: Path, card: ModelCard) -> None:

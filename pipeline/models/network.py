@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from threading import Barrier, Lock
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,9 @@ SYMMETRIES: tuple[tuple[bool, tuple[int, ...]], ...] = (
 )
 """The eight symmetries of the square: (swap rows and columns, then mirror along these axes of (n, c, rows, cols)).
 The first 1, 2, 4 or 8 are the square's subgroups: nothing, left-right, all mirrors and the half turn, everything."""
+
+_ONE_AT_A_TIME = Lock()
+"""Two calls on the way would take twice the memory that the plan allows for; and torch's threads are the process's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +82,11 @@ class NetworkPredictor:
             avoid_plain_routine(self._network)
         self._offset = torch.tensor(card.scaling.offset, dtype=torch.float32, device=self._device)[:, None, None]
         self._divisor = torch.tensor(card.scaling.divisor, dtype=torch.float32, device=self._device)[:, None, None]
-        self._one_at_a_time = Lock()
-        """Two calls on the way would take twice the memory that the plan allows for."""
 
     def __call__(self, data: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[np.float32]:
         check_batch(self._card, data, valid)
         scores = torch.empty((len(data), len(self._card.classes), *data.shape[2:]), dtype=torch.float32)
-        with self._one_at_a_time:
+        with _ONE_AT_A_TIME:
             if self._device.type == "cpu":
                 self._predict_side_by_side(data, valid, scores)
             else:
@@ -96,11 +97,17 @@ class NetworkPredictor:
 
     def _predict_side_by_side(self, data: NDArray[Any], valid: NDArray[np.bool_], scores: Tensor) -> None:
         """Fills `scores`, each thread a tile of its own at a time."""
+        threads = torch.get_num_threads()
         if self._pool is None:
-            self._pool = single_threads(min(torch.get_num_threads(), max(1, self._how.batch // self._batch)))
-        starts = range(0, len(data), self._batch)
-        for _ in self._pool.map(lambda start: self._predict(data, valid, start, scores), starts):
-            pass
+            self._pool = ThreadPoolExecutor(
+                min(threads, max(1, self._how.batch // self._batch)), "tile", initializer=torch.set_num_threads, initargs=(1,)
+            )
+        torch.set_num_threads(1)
+        try:
+            for _ in self._pool.map(lambda start: self._predict(data, valid, start, scores), range(0, len(data), self._batch)):
+                pass
+        finally:
+            torch.set_num_threads(threads)
 
     def _predict_in_order(self, data: NDArray[Any], valid: NDArray[np.bool_], scores: Tensor) -> None:
         """Fills `scores` batch by batch, with smaller batches from where the device's memory does not hold one."""
@@ -166,21 +173,6 @@ class NetworkPredictor:
             second = outputs.sigmoid()
             return torch.cat([1 - second, second], dim=1)
         return outputs.softmax(dim=1) if self._card.activation == "softmax" else outputs
-
-
-def single_threads(count: int) -> ThreadPoolExecutor:
-    """A pool of `count` threads in each of which torch computes alone; elsewhere torch keeps its number of threads."""
-    pool, together = ThreadPoolExecutor(count, "tile"), Barrier(count)
-
-    def start() -> None:
-        torch.set_num_threads(1)
-        together.wait()
-
-    threads = torch.get_num_threads()
-    for started in [pool.submit(start) for _ in range(count)]:
-        started.result()
-    torch.set_num_threads(threads)
-    return pool
 
 
 def to_device(data: NDArray[Any], device: torch.device) -> Tensor:
