@@ -152,11 +152,11 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train a model from labelled rasters. A killed training goes on where it last validated."""
-    from flows import console, one, views
+    from flows import console, learn, views
 
     with console.training(quiet=as_json) as (report, say):
         options = {"images": images, "labels": labels, "out": out, "ignore": _numbers(ignore), "minutes": minutes}
-        trained = one.train_one(config, root, options, report, say)
+        trained = learn.train_one(config, root, options, report, say)
     views.show_trained(trained, as_json=as_json)
 
 

@@ -21,7 +21,7 @@ def run_demo(folder: Path, *, prefect: bool) -> int:
     scenes = make_scenes(folder / "demo" / "scenes")
     views.OUT.print(f"{len(scenes)} scenes in {folder / 'demo' / 'scenes'}, after {time.monotonic() - started:.0f} s")
     if not (load_config(config).model.path / CARD_NAME).exists():
-        from flows.one import train_one
+        from flows.learn import train_one
 
         with console.training() as (report, say):
             views.show_trained(train_one(config, None, {}, report, say), as_json=False)

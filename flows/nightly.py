@@ -112,7 +112,11 @@ def _publish(morning: Morning) -> None:
 
 
 def run_flow(config: Path, root: Path | None, listener: Progress | None) -> dict[str, Any]:
-    """Run the flow here, once, and return what it left: {exit_code, folder}."""
+    """Run the flow here, once, and return what it left: {exit_code, folder}.
+
+    A configuration that is wrong is told before anything of Prefect is started.
+    """
+    load_config(config, root=root)
     name = str(config)
     if listener is not None:
         _LISTENERS[name] = listener

@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,6 +19,10 @@ from pipeline.errors import ClusterError, ConfigError
 MIB = 1024**2
 MOST_ATTEMPTS = 3
 """How often a block is tried before it is failed."""
+LOOK_SECONDS = 5.0
+"""How often it is looked whether there are workers at all, while nothing finishes."""
+WITHOUT_WORKERS_SECONDS = 120.0
+"""How long to wait for a worker when there is none left: batch systems take their time."""
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
 
@@ -123,15 +129,14 @@ def _here[Result](function: Callable[..., Result], arguments: tuple[Any, ...]) -
 def _there[Result](
     function: Callable[..., Result], tasks: Iterator[tuple[str, tuple[Any, ...]]], client: Any
 ) -> Iterator[tuple[str, Outcome[Result]]]:
-    from distributed import as_completed
-
     running: dict[Any, tuple[str, tuple[Any, ...], int]] = {}
-    finished = as_completed()
+    finished: SimpleQueue[Any] = SimpleQueue()
+    seen_workers = time.monotonic()
 
     def submit(key: str, arguments: tuple[Any, ...], attempt: int) -> None:
         future = client.submit(function, *arguments, key=f"{function.__name__}-{key}-{attempt}", pure=False, retries=0)
         running[future] = key, arguments, attempt
-        finished.add(future)
+        future.add_done_callback(finished.put)
 
     def refill() -> None:
         limit = 2 * max(1, sum(client.nthreads().values()))
@@ -139,7 +144,19 @@ def _there[Result](
             submit(*task, attempt=1)
 
     refill()
-    for future in finished:
+    while running:
+        try:
+            future = finished.get(timeout=LOOK_SECONDS)
+        except Empty:
+            if client.nthreads():
+                seen_workers = time.monotonic()
+            elif time.monotonic() - seen_workers > WITHOUT_WORKERS_SECONDS:
+                raise ClusterError(
+                    f"no worker is left since {WITHOUT_WORKERS_SECONDS:.0f} s, and {len(running)} tasks wait; what is done is kept. "
+                    "Look at the workers' logs, then run the same command again to go on"
+                ) from None
+            continue
+        seen_workers = time.monotonic()
         key, arguments, attempt = running.pop(future)
         error = future.exception() if future.status != "finished" else None
         result = future.result() if error is None else None
@@ -226,6 +243,10 @@ def _remote_client(config: RemoteCluster) -> Any:
                 "code on the workers and here. Use tls:// with certificates, or set cluster.insecure: true on a network you trust"
             )
         return Client(config.address, security=security, timeout="30s")
+    if config.scheduler_file is None or not config.scheduler_file.is_file():
+        raise ClusterError(
+            f"cluster.scheduler_file {config.scheduler_file} does not exist: is the scheduler running, and the folder shared?"
+        )
     return Client(scheduler_file=str(config.scheduler_file), security=security, timeout="30s")
 
 

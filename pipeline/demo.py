@@ -33,7 +33,7 @@ class Scene:
     seed: int
 
 
-SCENES = (Scene("train_a", 2048, 1), Scene("train_b", 1024, 2), Scene("night_a", 4096, 3), Scene("night_b", 4096, 4))
+SCENES = (Scene("train_a", 2048, 1), Scene("train_b", 512, 2), Scene("night_a", 4096, 3), Scene("night_b", 4096, 4))
 
 
 def make_scenes(folder: Path, scenes: Sequence[Scene] = SCENES) -> list[Path]:

@@ -7,6 +7,8 @@ import json
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,10 @@ from pipeline.card import CARD_NAME, ModelCard, read_card
 from pipeline.errors import ModelError
 from pipeline.models import choose_device, load_model, save_model, verify_weights
 from pipeline.models.activations import WORKSPACE, activation_bytes_per_pixel
-from pipeline.models.network import Inference, NetworkPredictor, normalised, to_device
+from pipeline.models.network import Inference, NetworkPredictor, compute_alone, normalised, to_device
 from pipeline.models.smp import ARCHITECTURES, build
 
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
 TILE = 64
 COLORS = ["#000000", "#ff0000", "#00ff00", "#0000ff"]
 
@@ -169,11 +172,34 @@ def test_bfloat16_is_near_float32_and_not_it(unet: tuple[Path, ModelCard]) -> No
     assert 0 < np.abs(exact - rounded).max() < 0.1
 
 
-def test_loading_does_not_change_what_torch_does_elsewhere(unet: tuple[Path, ModelCard]) -> None:
-    threads = torch.get_num_threads()
-    load(*unet)(*tiles(unet[1], 2))
+def threads_elsewhere() -> int:
+    """How many threads torch would use in a thread that is new."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(torch.get_num_threads).result()
 
-    assert torch.get_num_threads() == threads
+
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    """Torch set to three threads, and back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_predicting_does_not_change_torchs_threads_elsewhere(network: nn.Module, three_threads: None) -> None:
+    predictor(make_card(), network)(*tiles(make_card(), 2))
+
+    assert torch.get_num_threads() == threads_elsewhere() == 3
+
+
+def test_a_thread_that_computes_alone_stays_alone(three_threads: None) -> None:
+    with ThreadPoolExecutor(1, initializer=compute_alone) as pool:
+        pool.submit(int).result()
+        torch.set_num_threads(3)
+
+        assert pool.submit(torch.get_num_threads).result() == 1
+    assert threads_elsewhere() == 3
 
 
 # --- scores of a tile depend on that tile only ------------------------------------------------------------------------
@@ -204,16 +230,14 @@ def test_a_pass_always_sees_the_same_number_of_tiles() -> None:
     np.testing.assert_allclose(scores, predictor(card, Pointwise())(data, valid), atol=1e-6)
 
 
-def test_scores_are_the_same_bits_for_any_number_of_threads(unet: tuple[Path, ModelCard]) -> None:
+def test_scores_are_the_same_bits_for_any_number_of_threads(unet: tuple[Path, ModelCard], three_threads: None) -> None:
     folder, card = unet
     data, valid = tiles(card, 4)
-    before, answers = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3, 4):
-            torch.set_num_threads(threads)
-            answers.append(load(folder, card, batch=4)(data, valid).tobytes())
-    finally:
-        torch.set_num_threads(before)
+    answers = []
+    for threads in (1, 2, 3, 4):
+        torch.set_num_threads(threads)
+        predict = load(folder, card, batch=4)
+        answers += [predict(data, valid).tobytes() for _ in range(2)]
 
     assert len(set(answers)) == 1
 

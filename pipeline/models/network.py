@@ -78,8 +78,6 @@ class NetworkPredictor:
         self._network = network.to(self._device)
         if any_layout:
             self._network = self._network.eval().to(memory_format=self._layout)
-        if self._device.type == "cpu":
-            avoid_plain_routine(self._network)
         self._offset = torch.tensor(card.scaling.offset, dtype=torch.float32, device=self._device)[:, None, None]
         self._divisor = torch.tensor(card.scaling.divisor, dtype=torch.float32, device=self._device)[:, None, None]
 
@@ -99,15 +97,13 @@ class NetworkPredictor:
         """Fills `scores`, each thread a tile of its own at a time."""
         threads = torch.get_num_threads()
         if self._pool is None:
-            self._pool = ThreadPoolExecutor(
-                min(threads, max(1, self._how.batch // self._batch)), "tile", initializer=torch.set_num_threads, initargs=(1,)
-            )
-        torch.set_num_threads(1)
+            at_once = min(threads, max(1, self._how.batch // self._batch))
+            self._pool = ThreadPoolExecutor(at_once, "tile", initializer=compute_alone)
         try:
             for _ in self._pool.map(lambda start: self._predict(data, valid, start, scores), range(0, len(data), self._batch)):
                 pass
         finally:
-            torch.set_num_threads(threads)
+            torch.set_num_threads(threads)  # compute_alone changed it for threads to come
 
     def _predict_in_order(self, data: NDArray[Any], valid: NDArray[np.bool_], scores: Tensor) -> None:
         """Fills `scores` batch by batch, with smaller batches from where the device's memory does not hold one."""
@@ -175,6 +171,12 @@ class NetworkPredictor:
         return outputs.softmax(dim=1) if self._card.activation == "softmax" else outputs
 
 
+def compute_alone() -> None:
+    """Lets torch compute in the calling thread without helpers, whatever other threads are set to from then on."""
+    torch.get_num_threads()  # the first question fetches the process's setting, and would later overwrite the next line
+    torch.set_num_threads(1)
+
+
 def to_device(data: NDArray[Any], device: torch.device) -> Tensor:
     """Samples on `device`, transferred in their own type; uint16, which few devices compute with, becomes int32 there."""
     if data.dtype == np.uint16:
@@ -189,13 +191,3 @@ def normalised(samples: Tensor, valid: Tensor, offset: Tensor, divisor: Tensor) 
     """
     scaled = samples.to(torch.float32, copy=True).sub_(offset).div_(divisor)
     return scaled.masked_fill_(~valid.to(scaled.device)[:, None], 0)
-
-
-def avoid_plain_routine(network: nn.Module) -> None:
-    """Gives 1 x 1 convolutions on the CPU the vectorised routine that torch keeps from a single thread with few tiles.
-
-    Torch never does so where the convolution is dilated, and to a kernel of one pixel a dilation means nothing.
-    """
-    for layer in network.modules():
-        if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1):
-            layer.dilation = (2, 2)

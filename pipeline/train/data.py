@@ -81,7 +81,10 @@ class Scene(AbstractContextManager["Scene"]):
         )
 
     def sites(self) -> list[NDArray[np.int32]]:
-        """For each class, positions (n, 2) of some of its pixels: all on a coarse grid, read strip by strip."""
+        """For each class, positions (n, 2) of some of its pixels: all on a coarse grid, read strip by strip.
+
+        The labels alone decide; to leave out those on filling would mean to read all pixels once.
+        """
         height, width = self.labelled.grid.shape
         found: list[list[NDArray[np.int32]]] = [[] for _ in range(self.classes)]
         for row in range(0, height, _PATCH):

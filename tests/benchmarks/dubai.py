@@ -65,7 +65,7 @@ def boosting(data: Path) -> tuple[NDArray[np.uint8], float]:
         pick = rng.choice(len(rows), min(PIXELS_A_SCENE, len(rows)), replace=False)
         samples.append(x[rows[pick], cols[pick]])
         targets.append(y[rows[pick], cols[pick]])
-    model = HistGradientBoostingClassifier(max_iter=200, random_state=0)
+    model = HistGradientBoostingClassifier(max_iter=200, class_weight="balanced", random_state=0)
     model.fit(np.concatenate(samples), np.concatenate(targets))
     x = features(data, TEST)
     answer = np.concatenate([model.predict(row) for row in np.array_split(x.reshape(-1, x.shape[-1]), 50)])
