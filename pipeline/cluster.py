@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from pipeline.config import ClassCluster, ClusterConfig, LocalCluster, RemoteCluster, SerialCluster
 from pipeline.errors import ClusterError, ConfigError
+from pipeline.models import cuda_devices
 
 MIB = 1024**2
 MOST_ATTEMPTS = 3
@@ -64,7 +65,7 @@ def memory_per_worker(config: ClusterConfig) -> int:
 def local_workers(config: LocalCluster) -> tuple[int, int]:
     """(workers, threads of arithmetic in each) on this machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = config.workers or len(_gpus()) or max(1, cores // 4)
+    workers = config.workers or len(cuda_devices()) or max(1, cores // 4)
     return workers, config.threads or max(1, cores // workers)
 
 
@@ -152,8 +153,8 @@ def _there[Result](
                 seen_workers = time.monotonic()
             elif time.monotonic() - seen_workers > WITHOUT_WORKERS_SECONDS:
                 raise ClusterError(
-                    f"no worker is left since {WITHOUT_WORKERS_SECONDS:.0f} s, and {len(running)} tasks wait; what is done is kept. "
-                    "Look at the workers' logs, then run the same command again to go on"
+                    f"no worker is left since {WITHOUT_WORKERS_SECONDS:.0f} s, and {len(running)} tasks wait; what is done "
+                    "is kept. Look at the workers' logs, then run the same command again to go on"
                 ) from None
             continue
         seen_workers = time.monotonic()
@@ -185,23 +186,11 @@ def _configure_dask() -> None:
     )
 
 
-def _gpus() -> list[str]:
-    """Ids of the CUDA devices that this process may use."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is not None:
-        return [part for part in named.split(",") if part.strip() not in ("", "-1")]
-    if not os.path.exists("/dev/nvidiactl"):  # noqa: PTH110 - spares torch's import where there is no driver
-        return []
-    import torch
-
-    return [str(i) for i in range(torch.cuda.device_count())]
-
-
 def _local_cluster(config: LocalCluster, count: int, memory: int) -> Any:
     """Nannies on loopback; where there are GPUs, each worker sees one of them."""
     from distributed import Nanny, Scheduler, SpecCluster
 
-    gpus = _gpus()
+    gpus = cuda_devices()
     options = {
         "nthreads": 2 if gpus else 1,
         "memory_limit": memory,

@@ -59,7 +59,8 @@ class ModelConfig(Section):
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the forward pass."""
     batch: int = Field(default=4, ge=1)
-    """Tiles a forward pass; the last batch is padded, so that its shape never changes."""
+    """Tiles in work at a time: on a GPU one forward pass (the last one padded, so that its shape never changes), on the CPU
+    one tile a thread, so give at least as many as a worker has threads."""
     test_time_flips: Literal[1, 2, 4, 8] = 1
     """Mean over so many of the square's symmetries (1: as it is, 8: all): steadier, and that many times the work."""
     trust_code: bool = False

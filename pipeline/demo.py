@@ -106,7 +106,7 @@ def _smooth(rng: np.random.Generator, size: int, scale: int) -> Floats:
     share = at - low.astype(np.float32)
     share = share * share * (3 - 2 * share)
     rows = coarse[low] * (1 - share)[:, None] + coarse[low + 1] * share[:, None]
-    return rows[:, low] * (1 - share) + rows[:, low + 1] * share
+    return np.asarray(rows[:, low] * (1 - share) + rows[:, low + 1] * share, np.float32)
 
 
 def _textures(rng: np.random.Generator, size: int, truth: NDArray[np.uint8]) -> Floats:

@@ -151,7 +151,7 @@ class Plan(Frozen):
     @cached_property
     def memory(self) -> Memory:
         """Peak memory of one worker on this image."""
-        return peak_memory(self.read, self.card, self.tile, self.batch, self.block_shape, self.store_confidence, self.blend)
+        return peak_memory(self, self.block_shape)
 
     @property
     def disk_bytes(self) -> int:
@@ -187,30 +187,23 @@ def gdal_cache_bytes(source: SourceInfo) -> int:
     return min(max(2 * row, 32 * MIB), 512 * MIB)
 
 
-def peak_memory(
-    read: ReadSpec,
-    card: ModelCard,
-    tile: int,
-    batch: int,
-    block_shape: tuple[int, int],
-    store_confidence: bool,
-    blend: str,
-) -> Memory:
-    """Peak memory of one worker that predicts blocks of `block_shape`: a function of the block, not of the image."""
-    grid, bands = read.grid, len(read.bands)
+def peak_memory(plan: Plan, block_shape: tuple[int, int]) -> Memory:
+    """Peak memory of one worker that predicts `plan` in blocks of `block_shape`: a function of the block, not of the image."""
+    read, card, grid, tile, batch = plan.read, plan.card, plan.grid, plan.tile, plan.batch
+    bands, itemsize = len(read.bands), np.dtype(read.source.dtype).itemsize
     height, width = min(block_shape[0], grid.height), min(block_shape[1], grid.width)
     span = min(width + 2 * tile, max(grid.width, tile))
-    itemsize = np.dtype(read.source.dtype).itemsize
     strip = tile * span * (bands * itemsize + 1)
     native_strip = 0 if grid.native else int(tile * grid.scale_row * span * grid.scale_col * (bands * (itemsize + 8) + 5))
     scores = len(card.classes) * 4
-    sums = tile * width * scores * 2 if blend == "hann" or store_confidence else 0
+    turned = 0 if plan.flips == 1 else 4 * bands + 2 * scores
+    sums = tile * width * scores * 2 if plan.blend == "hann" else 0
     return Memory(
         process=PROCESS_BYTES,
-        model=int(batch * tile * tile * (card.activation_bytes_per_pixel + 4 * bands)),
+        model=int(batch * tile * tile * (card.activation_bytes_per_pixel + 4 * bands + turned)),
         reading=2 * strip + native_strip + gdal_cache_bytes(read.source),
         blending=sums + 2 * batch * tile * tile * scores,
-        labels=height * width * (2 + 2 * store_confidence),
+        labels=height * width * (2 + 2 * plan.store_confidence),
     )
 
 
@@ -384,10 +377,7 @@ def plan_image(config: Config, image: ImageSpec, source: SourceInfo, card: Model
     lattice = Lattice(grid.height, grid.width, tile, overlap, tiling.blend)
     chunk = chunk_side(lattice.stride)
 
-    def memory(shape: tuple[int, int]) -> int:
-        return peak_memory(read, card, tile, config.model.batch, shape, tiling.store_confidence, tiling.blend).total
-
-    return Plan(
+    draft = Plan(
         image=image,
         read=read,
         model_path=str(config.model.path),
@@ -395,13 +385,15 @@ def plan_image(config: Config, image: ImageSpec, source: SourceInfo, card: Model
         tile=tile,
         overlap=overlap,
         blend=tiling.blend,
-        block_shape=choose_block_shape(lattice, chunk, tiling.block, memory, memory_bytes),
+        block_shape=(chunk, chunk),
         chunk_shape=(chunk, chunk),
         batch=config.model.batch,
         precision=config.model.precision,
         flips=config.model.test_time_flips,
         store_confidence=tiling.store_confidence,
     )
+    shape = choose_block_shape(lattice, chunk, tiling.block, lambda block: peak_memory(draft, block).total, memory_bytes)
+    return draft.model_copy(update={"block_shape": shape})
 
 
 def plan_truth(config: TruthConfig, truth: SourceInfo, mask: MaskFacts) -> TruthSpec:

@@ -10,7 +10,7 @@ from pipeline.cluster import memory_per_worker
 from pipeline.config import Config, TruthConfig
 from pipeline.errors import GigamaskError
 from pipeline.image import ImageSpec
-from pipeline.models import verify_weights
+from pipeline.models import check_trusted, verify_weights
 from pipeline.plan import MaskFacts, Plan, TruthSpec, plan_image, plan_truth
 from pipeline.sources import describe
 from pipeline.truth import describe_truth
@@ -57,6 +57,7 @@ def survey(config: Config) -> Survey:
     Raises what makes the whole run impossible (model, weights, archive); what concerns one image is kept with it.
     """
     card = read_card(config.model.path)
+    check_trusted(card, config.model.trust_code)
     verify_weights(config.model.path, card)
     memory = memory_per_worker(config.cluster)
     planned: list[Planned] = []

@@ -141,6 +141,18 @@ def choose_device(name: str) -> str:
     return wanted
 
 
+def cuda_devices() -> list[str]:
+    """Ids of the CUDA devices that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [part for part in named.split(",") if part.strip() not in ("", "-1")]
+    if not Path("/dev/nvidiactl").exists():
+        return []  # spares torch's import where there is no driver
+    import torch
+
+    return [str(i) for i in range(torch.cuda.device_count())]
+
+
 def _write(path: Path, content: bytes) -> None:
     """Puts `content` at `path` in one step: no reader ever sees half of it."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
