@@ -59,6 +59,8 @@ class ModelCard(Frozen):
     """File name in the model's folder; None for a model without weights."""
     weights_sha256: str | None = None
     """Digest of that file: another file is refused."""
+    weights_bytes: int = Field(default=0, ge=0)
+    """Size of that file; for the plan's memory only."""
     bands: tuple[str, ...] = Field(min_length=1)
     """Names of the bands, in the order of the network's input."""
     dtype: Literal["uint8", "uint16", "int16", "float32"]
@@ -106,7 +108,9 @@ class ModelCard(Frozen):
     @property
     def digest(self) -> str:
         """Hash of all that decides what the model answers: the card without its prose, and the weights' digest."""
-        facts = self.model_dump(mode="json", exclude={"name", "description", "licence", "training", "activation_bytes_per_pixel"})
+        facts = self.model_dump(
+            mode="json", exclude={"name", "description", "licence", "training", "weights_bytes", "activation_bytes_per_pixel"}
+        )
         return digest_of(facts)
 
 

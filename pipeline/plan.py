@@ -21,8 +21,8 @@ from pipeline.image import Affine6, Frozen, ImageSpec, Resolution, SourceInfo, W
 MIB = 1024**2
 REDUNDANCY_TARGET = 0.05
 """Largest share of tiles predicted more than once that `block: auto` accepts."""
-PROCESS_BYTES = 600 * MIB
-"""Resident memory of a worker with torch, rasterio and zarr imported and nothing loaded (measured)."""
+PROCESS_BYTES, TORCH_BYTES = 120 * MIB, 700 * MIB
+"""Resident memory of a worker with rasterio, zarr and dask imported, and what torch with its networks adds (measured)."""
 COARSEST_UPSAMPLING = 0.5
 """An image whose pixels are more than twice as large as the model's is refused: its detail cannot be invented."""
 
@@ -166,7 +166,7 @@ class Memory:
     process: int
     """Interpreter and libraries."""
     model: int
-    """Activations of one batch; weights count as process."""
+    """Weights, twice while they are loaded, and the activations of one batch."""
     reading: int
     """The strip of input rows, before and after resampling, and GDAL's block cache."""
     blending: int
@@ -199,8 +199,8 @@ def peak_memory(plan: Plan, block_shape: tuple[int, int]) -> Memory:
     turned = 0 if plan.flips == 1 else 4 * bands + 2 * scores
     sums = tile * width * scores * 2 if plan.blend == "hann" else 0
     return Memory(
-        process=PROCESS_BYTES,
-        model=int(batch * tile * tile * (card.activation_bytes_per_pixel + 4 * bands + turned)),
+        process=PROCESS_BYTES + (0 if card.adapter == "threshold" else TORCH_BYTES),
+        model=2 * card.weights_bytes + int(batch * tile * tile * (card.activation_bytes_per_pixel + 4 * bands + turned)),
         reading=2 * strip + native_strip + gdal_cache_bytes(read.source),
         blending=sums + 2 * batch * tile * tile * scores,
         labels=height * width * (2 + 2 * plan.store_confidence),

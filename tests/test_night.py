@@ -16,13 +16,17 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+import torch
 import zarr
 
 from flows.console import Quiet
+from pipeline.card import Scaling, read_card
 from pipeline.config import load_config
 from pipeline.confusion import count, no_counts
 from pipeline.errors import PlanError
 from pipeline.ledger import BlockRecord, Ledger
+from pipeline.models import save_model
+from pipeline.models.smp import build
 from pipeline.night import Morning, run_night
 from pipeline.report import read_report
 from tests.conftest import write_raster
@@ -83,6 +87,29 @@ def test_the_masks_are_the_same_bytes_for_one_two_and_four_workers(archive: Path
         parallel = night(archive, tiling=TILING, output=f"with{workers}", cluster=cluster)
         assert bytes_of(archive / f"with{workers}") == expected
         assert (parallel.report.counts == serial.report.counts).all()
+
+
+def test_a_network_gives_the_same_bytes_for_any_threads_and_workers(archive: Path) -> None:
+    """Torch chooses other routines for one thread than for two, and they round otherwise: ours must not."""
+    (archive / "scenes" / "b.tif").unlink()
+    torch.manual_seed(0)
+    plain = read_card(threshold_model(archive / "model", (100, 200), tile=64, overlap=16, activation="softmax"))
+    architecture = {"name": "Unet", "encoder": "resnet18", "arguments": {"encoder_depth": 3, "decoder_channels": [16, 8, 8]}}
+    card = plain.model_copy(update={"adapter": "smp", "architecture": architecture, "weights": "model.safetensors"})
+    scaling = Scaling(offset=(128.0,), divisor=(64.0,))
+    save_model(archive / "model", card.model_copy(update={"scaling": scaling, "activation_bytes_per_pixel": 500.0}), build(card))
+    tiling = {"block": 336}
+    found = []
+    for output, cluster in (
+        ("one", {"type": "serial", "threads": 1}),
+        ("two", {"type": "serial", "threads": 2}),
+        ("workers", {"type": "local", "workers": 2, "threads": 1, "memory_gib": 2}),
+    ):
+        morning = night(archive, tiling=tiling, output=output, cluster=cluster)
+        assert morning.exit_code == 0
+        found.append(bytes_of(archive / output))
+    assert len({*mask(morning, "a").flat}) > 1
+    assert found[0] == found[1] == found[2]
 
 
 def test_streamed_counts_are_the_counts_of_the_whole(archive: Path) -> None:

@@ -78,7 +78,7 @@ def save_model(folder: Path, card: ModelCard, module: nn.Module) -> ModelCard:
     from pipeline.models.activations import activation_bytes_per_pixel
 
     weights = save({name: value.detach().cpu().contiguous().clone() for name, value in module.state_dict().items()})
-    facts: dict[str, Any] = {"weights_sha256": hashlib.sha256(weights).hexdigest()}
+    facts: dict[str, Any] = {"weights_sha256": hashlib.sha256(weights).hexdigest(), "weights_bytes": len(weights)}
     if not card.activation_bytes_per_pixel:
         facts["activation_bytes_per_pixel"] = activation_bytes_per_pixel(module, len(card.bands), card.tile, len(card.classes))
     card = card.model_copy(update=facts)
