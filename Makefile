@@ -1,6 +1,6 @@
 # make demo: from a fresh clone to masks and a report. make test: everything that must hold. Each sets itself up in .venv.
 .DELETE_ON_ERROR:
-.PHONY: demo test check lock clean bench help
+.PHONY: demo test check lock clean help
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,7 +12,6 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.13 python3.14; do \
 help:
 	@echo "make demo    scenes, a model, masks and a report in demo/, in a few minutes"
 	@echo "make test    lint, types and tests"
-	@echo "make bench   the benchmarks in tests/benchmarks/"
 	@echo "make lock    requirements.lock, anew"
 
 demo: $(STAMP)

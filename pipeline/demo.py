@@ -74,7 +74,7 @@ def paint(scene: Scene) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 
 def colour_only_miou(training: Sequence[Path], night: Sequence[Path]) -> float:
     """mIoU on the `night` scenes of the best answer that colour alone allows: for each colour (16 levels a band) the class
-    that it has most often in the training scenes."""
+    that it has most often in the training scenes. Every fourth pixel is looked at."""
     table = np.zeros((_LEVELS ** len(BANDS), len(CLASSES)), np.int64)
     for path in training:
         colours, truth = _colours_and_truth(path)
@@ -90,11 +90,11 @@ def colour_only_miou(training: Sequence[Path], night: Sequence[Path]) -> float:
 
 
 def _colours_and_truth(path: Path) -> tuple[NDArray[np.intp], NDArray[np.uint8]]:
-    pixels = rasterfile.read_all(path)
+    pixels = rasterfile.read_all(path)[:, ::2, ::2]
     colours = np.zeros(pixels.shape[1:], np.intp)
     for band in pixels:
         colours = colours * _LEVELS + band // (256 // _LEVELS)
-    return colours, rasterfile.read_all(path.parent / "labels" / path.name)[0]
+    return colours, rasterfile.read_all(path.parent / "labels" / path.name)[0, ::2, ::2]
 
 
 def _smooth(rng: np.random.Generator, size: int, scale: int) -> Floats:

@@ -76,7 +76,7 @@ def process_image(shop: Shop, output: Path, planned: Planned, max_unknown_share:
         result = segment_image(shop, plan, final).model_copy(update={"mask": str(final.relative_to(output))})
         if planned.truth_error is not None:
             return result.model_copy(update={"truth_error": planned.truth_error})
-        if planned.truth is None or result.state == "failed":
+        if planned.truth is None:
             return result
         return _scored(shop, plan, result, final, planned.truth, max_unknown_share)
     except Exception as e:  # noqa: BLE001 - one bad image costs its image: its cause reaches report and exit code
@@ -162,10 +162,10 @@ def _predict(job: Job, todo: list[Block], workers: Workers) -> Iterable[BlockRec
 
 
 def score_mask(
-    store: Path, mask: MaskFacts, blocks: Iterable[Block], truth: TruthSpec, workers: Workers, name: str
+    store: Path | None, mask: MaskFacts, blocks: Iterable[Block], truth: TruthSpec, workers: Workers, name: str
 ) -> tuple[list[BlockScore], BaseException | None]:
-    """(scores of the blocks, the first error). `name` makes the tasks' keys unique."""
-    job = ScoreJob(store=str(store), mask=mask, truth=truth)
+    """(scores of the blocks, the first error). `store` None: everything failed. `name` makes the tasks' keys unique."""
+    job = ScoreJob(store=None if store is None else str(store), mask=mask, truth=truth)
     scores: list[BlockScore] = []
     error: BaseException | None = None
     for _, outcome in run_tasks(score_block, [(f"{name}-{b.index}", (job, b)) for b in blocks], workers):
@@ -201,8 +201,14 @@ def unknown_problem(record: ScoreRecord, max_unknown_share: float) -> str | None
 
 
 def _scored(shop: Shop, plan: Plan, result: ImageResult, store: Path, truth: TruthSpec, max_unknown_share: float) -> ImageResult:
-    """`result` with its counts, from the ledger or from the mask."""
+    """`result` with its counts, from the ledger or from the mask. Of a failed image, which the next run tries again, every
+    labelled pixel is a miss, and the ledger keeps nothing."""
     task = f"score-{truth.digest[:16]}"
+    if result.state == "failed":
+        scores, error = score_mask(None, plan.mask, plan.blocks, truth, shop.workers, f"{plan.digest}-{truth.digest[:8]}-failed")
+        if error is not None:
+            return result.model_copy(update={"truth_error": str(error)})
+        return result.model_copy(update={"counts": sum_scores(scores).counts})
     record = shop.ledger.image(plan.image.id, plan.digest, task, ScoreRecord)
     if record is None:
         known = shop.ledger.blocks(plan.digest, task, BlockScore)

@@ -42,8 +42,8 @@ class Job(Frozen):
 class ScoreJob(Frozen):
     """What travels to a worker to score a mask."""
 
-    store: str
-    """Folder of the mosaic."""
+    store: str | None
+    """Folder of the mosaic; None where the whole image failed: every labelled pixel is a miss then."""
     mask: MaskFacts
     truth: TruthSpec
 
@@ -92,11 +92,18 @@ def score_block(job: ScoreJob, block: Block) -> BlockScore:
         for row in range(core.row, core.row_stop, step):
             window = Window(row, core.col, min(step, core.row_stop - row), core.width)
             reference = truth.read(window)
-            counts += count(reference.codes, mosaic.read(Path(job.store), window), classes)
+            counts += count(reference.codes, _mask(job, window), classes)
             for value, pixels in reference.unknown.items():
                 unknown[value] = unknown.get(value, 0) + pixels
     rows = tuple(tuple(int(n) for n in row) for row in counts)
     return BlockScore(block=block.index, counts=rows, unknown=unknown, seconds=time.perf_counter() - started)
+
+
+def _mask(job: ScoreJob, window: Window) -> NDArray[np.unsignedinteger]:
+    if job.store is not None:
+        return mosaic.read(Path(job.store), window)
+    codes = mask_codes(len(job.mask.classes))
+    return np.full(window.shape, codes.failed, codes.dtype)
 
 
 def finish_mosaic(job: Job) -> float:

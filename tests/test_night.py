@@ -298,3 +298,6 @@ def test_a_model_that_fails_makes_blocks_failed_and_the_night_goes_on(archive: P
     assert {image.state for image in morning.report.images} == {"failed"}
     assert all("no answer" in image.error for image in morning.report.images)
     assert morning.exit_code == 1
+    assert morning.report.scores is not None
+    assert morning.report.scores.failed_px == morning.report.scores.evaluated_px == 700 * 600 + 300 * 900 + 20 * 30
+    assert morning.report.scores.miou == 0
