@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ def train_one(
     say: Callable[[str], None],
 ) -> Trained:
     """Train from a configuration file, from options alone, or from a file with options in its place."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait by spinning starve each other on a busy machine
     settings = training_config(config, root, {k: v for k, v in options.items() if v is not None})
     from pipeline.train import train
 
