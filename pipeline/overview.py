@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import mosaic
+from pipeline.alignment import TruthSpec
 from pipeline.grid import Window
 from pipeline.image import WorkingGrid
-from pipeline.plan import Plan, TruthSpec
+from pipeline.plan import Plan
 from pipeline.report.quicklook import percentile_stretch, quicklook_pngs, save_quicklook
 from pipeline.sources import open_source
 from pipeline.truth import open_truth

@@ -13,10 +13,10 @@ import numpy as np
 
 from pipeline import __version__
 from pipeline.card import ClassInfo, ModelCard, digest_of
-from pipeline.config import Config, TruthConfig
-from pipeline.errors import PlanError, TruthError
+from pipeline.config import Config
+from pipeline.errors import PlanError
 from pipeline.grid import Block, Lattice, blocks
-from pipeline.image import Affine6, Frozen, ImageSpec, Resolution, SourceInfo, WorkingGrid, working_grid
+from pipeline.image import Frozen, ImageSpec, Resolution, SourceInfo, WorkingGrid, working_grid
 
 MIB = 1024**2
 REDUNDANCY_TARGET = 0.05
@@ -38,27 +38,6 @@ class ReadSpec(Frozen):
     nodata: tuple[float | None, ...]
     """Filling value of each of `bands`; used where `valid_from` is nodata."""
     grid: WorkingGrid
-
-
-class TruthSpec(Frozen):
-    """Reference labels on an image's working grid: pixel (i, j) is label pixel
-    (floor((i + 0.5) * scale_row + offset_row), floor((j + 0.5) * scale_col + offset_col))."""
-
-    source: SourceInfo
-    """Header of the label raster."""
-    codes: dict[int, int]
-    """Label value -> class code."""
-    ignore: tuple[int, ...]
-    """Values that mean `not labelled`."""
-    scale_row: float = 1.0
-    scale_col: float = 1.0
-    offset_row: float = 0.0
-    offset_col: float = 0.0
-
-    @cached_property
-    def digest(self) -> str:
-        """Hash of all that determines the reference labels."""
-        return digest_of(self.model_dump(mode="json"))
 
 
 class MaskFacts(Frozen):
@@ -394,82 +373,3 @@ def plan_image(config: Config, image: ImageSpec, source: SourceInfo, card: Model
     )
     shape = choose_block_shape(lattice, chunk, tiling.block, lambda block: peak_memory(draft, block).total, memory_bytes)
     return draft.model_copy(update={"block_shape": shape})
-
-
-def plan_truth(config: TruthConfig, truth: SourceInfo, mask: MaskFacts) -> TruthSpec:
-    """How the label raster `truth` is read on the grid of `mask`.
-
-    TruthError that prints both grids where they differ and `truth.resample` is not set, or cannot be brought together.
-    """
-    codes = truth_codes(config, mask.classes)
-    spec = TruthSpec(source=truth, codes=codes, ignore=tuple(config.ignore))
-    grid = mask.grid
-    both = f"labels {truth.uri}: {_grid_text(truth)}\nmask of {mask.image}: {_grid_text(grid)}"
-    if same_grid(truth, grid):
-        return spec
-    if config.resample is None:
-        raise TruthError(f"labels and mask lie on different grids:\n{both}\nSet truth.resample: nearest to bring them together")
-    if truth.transform is not None and grid.transform is not None:
-        if not same_crs(truth.crs_wkt, grid.crs_wkt):
-            raise TruthError(f"labels and mask have different coordinate systems:\n{both}\nReproject the labels first")
-        a, b, c, d, e, f = _between(grid.transform, truth.transform)
-        if max(abs(b), abs(d)) > 1e-6:
-            raise TruthError(f"labels are rotated against the mask:\n{both}\nResample the labels to the image's grid first")
-        return spec.model_copy(update={"scale_row": e, "offset_row": f, "scale_col": a, "offset_col": c})
-    if (truth.height, truth.width) != mask.native_shape or truth.transform is not None:
-        raise TruthError(
-            f"labels cannot be laid over the mask without a georeference on both, unless they have the image's own shape "
-            f"{mask.native_shape[0]} x {mask.native_shape[1]}:\n{both}"
-        )
-    return spec.model_copy(update={"scale_row": grid.scale_row, "scale_col": grid.scale_col})
-
-
-def truth_codes(config: TruthConfig, classes: tuple[ClassInfo, ...]) -> dict[int, int]:
-    """Label value -> class code: the configuration's word, else the model card's."""
-    code_of = {c.name: code for code, c in enumerate(classes)}
-    if config.classes is None:
-        return {code if c.value is None else c.value: code for code, c in enumerate(classes) if c.value not in config.ignore}
-    unknown = sorted(set(config.classes.values()) - set(code_of))
-    if unknown:
-        raise TruthError(f"truth.classes names {', '.join(unknown)}; the model knows {', '.join(code_of)}: name those")
-    return {value: code_of[name] for value, name in config.classes.items()}
-
-
-def same_crs(one: str | None, other: str | None) -> bool:
-    """Whether two WKT texts mean the same system; texts of one library, so that equal systems print alike."""
-    return one == other
-
-
-def same_grid(truth: SourceInfo, grid: WorkingGrid) -> bool:
-    """Whether a label raster's pixels are the mask's: shape, coordinate system, and corners within 1 % of a pixel."""
-    if (truth.height, truth.width) != grid.shape:
-        return False
-    if truth.transform is None or grid.transform is None:
-        return truth.transform is None and grid.transform is None
-    if not same_crs(truth.crs_wkt, grid.crs_wkt):
-        return False
-    a, b, c, d, e, f = _between(grid.transform, truth.transform)
-    corners = ((0, 0), (grid.width, 0), (0, grid.height), (grid.width, grid.height))
-    return all(abs(a * x + b * y + c - x) < 0.01 and abs(d * x + e * y + f - y) < 0.01 for x, y in corners)
-
-
-def _between(start: Affine6, end: Affine6) -> Affine6:
-    """The map from pixel (col, row) of `start` to pixel (col, row) of `end`: inverse(end) after start."""
-    a, b, c, d, e, f = end
-    det = a * e - b * d
-    ia, ib, id_, ie = e / det, -b / det, -d / det, a / det
-    sa, sb, sc, sd, se, sf = start
-    x, y = sc - c, sf - f
-    return (
-        ia * sa + ib * sd,
-        ia * sb + ib * se,
-        ia * x + ib * y,
-        id_ * sa + ie * sd,
-        id_ * sb + ie * se,
-        id_ * x + ie * y,
-    )
-
-
-def _grid_text(grid: SourceInfo | WorkingGrid) -> str:
-    crs = "no CRS" if grid.crs_wkt is None else grid.crs_wkt.split('"')[1] if '"' in grid.crs_wkt else grid.crs_wkt[:60]
-    return f"{grid.height} x {grid.width} px, {crs}, transform {grid.transform}"

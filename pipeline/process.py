@@ -11,13 +11,14 @@ from typing import Protocol
 import numpy as np
 
 from pipeline import mosaic
+from pipeline.alignment import TruthSpec
 from pipeline.cluster import Workers, run_tasks
 from pipeline.config import ModelConfig
 from pipeline.errors import GigamaskError, StoreError, TruthError
 from pipeline.grid import Block
 from pipeline.image import Frozen, ImageSpec
 from pipeline.ledger import BlockRecord, BlockScore, Ledger
-from pipeline.plan import MaskFacts, Plan, TruthSpec
+from pipeline.plan import MaskFacts, Plan
 from pipeline.report.contract import ImageResult
 from pipeline.survey import Planned
 from pipeline.work import Job, ScoreJob, cause, fail_block, finish_mosaic, predict_block, score_block

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import mosaic
+from pipeline.alignment import plan_truth
 from pipeline.card import background, digest_of, read_card
 from pipeline.cluster import Workers, memory_per_worker, open_workers
 from pipeline.config import ClusterConfig, Config, TruthConfig
@@ -18,7 +19,7 @@ from pipeline.image import ImageSpec
 from pipeline.ledger import Ledger
 from pipeline.models import verify_weights
 from pipeline.night import software
-from pipeline.plan import Plan, plan_image, plan_truth
+from pipeline.plan import Plan, plan_image
 from pipeline.process import Progress, Shop, score_mask, segment_image, sum_scores, unknown_problem
 from pipeline.report import write_report
 from pipeline.report.contract import ImageResult, ModelFacts, RunReport

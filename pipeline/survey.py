@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pipeline.alignment import TruthSpec, plan_truth
 from pipeline.archive import discover
 from pipeline.card import ModelCard, read_card
 from pipeline.cluster import memory_per_worker
@@ -11,7 +12,7 @@ from pipeline.config import Config, TruthConfig
 from pipeline.errors import GigamaskError
 from pipeline.image import ImageSpec
 from pipeline.models import check_trusted, verify_weights
-from pipeline.plan import MaskFacts, Plan, TruthSpec, plan_image, plan_truth
+from pipeline.plan import MaskFacts, Plan, plan_image
 from pipeline.sources import describe
 from pipeline.truth import describe_truth
 

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import rasterfile
+from pipeline.alignment import TruthSpec
 from pipeline.codes import label_type
 from pipeline.errors import PlanError, SourceError, TruthError
 from pipeline.grid import Window
 from pipeline.image import SourceInfo
-from pipeline.plan import TruthSpec
 
 STRIP_PIXELS = 1 << 22
 """Label pixels read at a time: memory that does not grow with the window."""

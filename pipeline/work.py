@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import mosaic
+from pipeline.alignment import TruthSpec
 from pipeline.blend import blender
 from pipeline.codes import mask_codes
 from pipeline.confusion import count, no_counts
@@ -22,7 +23,7 @@ from pipeline.grid import Block, Window
 from pipeline.image import Frozen
 from pipeline.ledger import BlockRecord, BlockScore
 from pipeline.models import Predictor, load_model
-from pipeline.plan import MaskFacts, Plan, TruthSpec
+from pipeline.plan import MaskFacts, Plan
 from pipeline.sources import Pixels, Source, open_source
 from pipeline.truth import open_truth
 

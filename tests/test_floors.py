@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import REPO
 
-GROUND = {"errors", "codes", "grid", "image", "card", "config", "plan", "blend", "confusion", "resample"}
+GROUND = {"errors", "codes", "grid", "image", "card", "config", "plan", "alignment", "blend", "confusion", "resample"}
 FLOORS: list[set[str]] = [
     GROUND,
     {"rasterfile"},

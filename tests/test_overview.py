@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline import mosaic, overview
+from pipeline.alignment import plan_truth
 from pipeline.image import WorkingGrid
 from pipeline.overview import draw_overview, shrink
-from pipeline.plan import plan_truth
 from pipeline.truth import describe_truth
 from pipeline.work import Job, predict_block
 from tests.making import config, plan_of, threshold_model

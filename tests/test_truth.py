@@ -12,9 +12,9 @@ import rasterio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.alignment import TruthSpec
 from pipeline.errors import PlanError, TruthError
 from pipeline.grid import Window
-from pipeline.plan import TruthSpec
 from pipeline.truth import Reference, describe_truth, open_truth
 from tests.conftest import write_raster
 

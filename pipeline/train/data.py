@@ -11,11 +11,12 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.alignment import TruthSpec
 from pipeline.codes import label_type
 from pipeline.config import TrainConfig
 from pipeline.grid import Window, blocks
 from pipeline.image import ImageSpec, WorkingGrid
-from pipeline.plan import ReadSpec, TruthSpec
+from pipeline.plan import ReadSpec
 from pipeline.sources import Source, open_source
 from pipeline.truth import Truth, open_truth
 

@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.alignment import TruthSpec, plan_truth
 from pipeline.archive import discover
 from pipeline.card import ClassInfo, ModelCard, Scaling
 from pipeline.config import Config, TrainConfig, TruthConfig
 from pipeline.errors import ConfigError, PlanError
 from pipeline.grid import Window
 from pipeline.image import ImageSpec, Resolution, SourceInfo
-from pipeline.plan import MaskFacts, ReadSpec, TruthSpec, choose_bands, choose_filling, choose_grid, plan_truth
+from pipeline.plan import MaskFacts, ReadSpec, choose_bands, choose_filling, choose_grid
 from pipeline.sources import describe
 from pipeline.train.data import Labelled, band_statistics
 from pipeline.truth import describe_truth, open_truth
