@@ -67,7 +67,7 @@ class Lines:
         with self._lock:
             self._done += pixels
             now = time.monotonic()
-            if now - self._last < LINE_SECONDS:
+            if not self._done or now - self._last < LINE_SECONDS:
                 return
             self._last = now
             rate = self._done / (now - self._started)
