@@ -1,6 +1,6 @@
 """Memory does not grow with the image: `gigamask segment` of a scene and of one four times as large, side by side.
 
-    python tests/benchmarks/memory.py SCENE.tif --model DIR [--size 8192 4096] [--block 4224] [-- OPTIONS OF segment]
+    python tests/benchmarks/memory.py SCENE.tif --model DIR [--size 8192 4096] [--block 4096] [-- OPTIONS OF segment]
 
 The scene is repeated until it fills the size asked for, then until it fills four times that. Each is segmented by one worker.
 """
