@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cached_property
 
 from pipeline.card import ClassInfo, digest_of
@@ -29,7 +30,7 @@ class TruthSpec(Frozen):
     @cached_property
     def digest(self) -> str:
         """Hash of all that determines the reference labels."""
-        return digest_of(self.model_dump(mode="json"))
+        return digest_of(self.model_dump(mode="json", exclude={"source": {"crs_wkt"}}))
 
 
 def plan_truth(config: TruthConfig, truth: SourceInfo, mask: MaskFacts) -> TruthSpec:
@@ -72,8 +73,11 @@ def truth_codes(config: TruthConfig, classes: tuple[ClassInfo, ...]) -> dict[int
 
 
 def same_crs(one: str | None, other: str | None) -> bool:
-    """Whether two WKT texts mean the same system; texts of one library, so that equal systems print alike."""
-    return one == other
+    """Whether two WKT texts are the same, or end in the same registered code: one system has several texts."""
+    if one is None or other is None or one == other:
+        return one == other
+    codes = [re.search(r'ID\["(\w+)",(\d+)\]\]$', text) for text in (one, other)]
+    return all(codes) and len({code.groups() for code in codes if code}) == 1
 
 
 def same_grid(truth: SourceInfo, grid: WorkingGrid) -> bool:

@@ -103,11 +103,14 @@ class Plan(Frozen):
 
     @cached_property
     def digest(self) -> str:
-        """Hash of everything that determines the mask: image identity, model, classes, tiling, resolution, version."""
+        """Hash of everything that determines the mask: image identity, model, classes, tiling, resolution, version.
+
+        The CRS is left out: it follows from the image, and one system has several texts.
+        """
         source = self.read.source
         facts = {
             "image": [source.uri, source.size_bytes, source.mtime_ns],
-            "read": self.read.model_dump(mode="json", exclude={"source"}),
+            "read": self.read.model_dump(mode="json", exclude={"source": True, "grid": {"crs_wkt"}}),
             "model": self.card.digest,
             "classes": [[c.name, c.color] for c in self.card.classes],
             "tiling": [self.tile, self.overlap, self.blend, self.block_shape, self.chunk_shape],

@@ -14,6 +14,7 @@ from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.alignment import same_crs
 from pipeline.errors import PlanError
 from pipeline.grid import Lattice, blocks
 from pipeline.plan import MIB, choose_block_shape, chunk_side, tiles_over_blocks
@@ -177,6 +178,18 @@ def test_the_digest_is_of_all_that_decides_the_mask_and_of_nothing_else(raster: 
     digests = {plan_of(image, model, tmp_path, **change).digest for change in changes}
     digests.add(plan_of(image, threshold_model(tmp_path / "other", (101,)), tmp_path).digest)
     assert len(digests | {plan.digest}) == len(changes) + 2
+
+
+def test_another_text_of_the_same_crs_is_the_same_plan(raster: Callable[..., Path], tmp_path: Path) -> None:
+    plan = plan_of(geo(raster, 1), threshold_model(tmp_path / "model"), tmp_path)
+    text = str(plan.grid.crs_wkt)
+    other_text = text.replace("WGS 84 / UTM zone 33N", "another name", 1)
+    grid = plan.grid.model_copy(update={"crs_wkt": other_text})
+    other = plan.model_copy(update={"read": plan.read.model_copy(update={"grid": grid})})
+    assert "digest" not in vars(other)
+    assert other.digest == plan.digest
+    assert same_crs(text, other_text)
+    assert not same_crs(text, text.replace("32633]]", "32634]]"))
 
 
 def test_a_plan_survives_the_journey_to_a_worker(raster: Callable[..., Path], tmp_path: Path) -> None:
