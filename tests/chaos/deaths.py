@@ -1,0 +1,258 @@
+"""Processes that die: drivers, workers, schedulers."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import mosaic
+from pipeline.grid import Window
+from tests.chaos.ground import Ground
+from tests.chaos.rows import Row, Watched, finish
+from tests.chaos.runs import REPO, Reference, Running, Trial, results
+
+DOORS = (
+    ("the first shard is renamed into place", "os.rename", r"\.partial \S+/c/\d+/\d+$", 1),
+    ("a later shard is renamed into place", "os.rename", r"\.partial \S+/c/\d+/\d+$", 9),
+    ("a new mosaic is renamed into place", "os.rename", r"\.new \S+\.partial$", 2),
+    ("a mask's record is renamed into place", "os.rename", r"/masks/\S+\.json\.new \S+\.json$", 2),
+    ("a mask is published", "os.rename", r"\.partial \S+\.zarr$", 2),
+    ("the ledger hears of a mask that is published", "shutil.rmtree", r"\.zarr\.old", 2),
+    ("the last mask is published", "os.rename", r"\.partial \S+\.zarr$", 1),
+    ("the report is renamed into place", "os.rename", r"/report\.json", 1),
+    ("the page is renamed into place", "os.rename", r"/report\.html", 1),
+)
+"""(right before which step, event of sys.audit, what its arguments are like, the how manieth)."""
+
+
+def driver(ground: Ground, reference: Reference, kills: int, workers: int, seed: int) -> Row:
+    """kill -9 of the driver at random moments: by the clock from its start, or by its records."""
+    where = f"{workers} workers" if workers else "one process"
+    row = Row("kill -9 of the driver", f"at random moments (seed {seed}), {where}")
+    rng = random.Random(seed)
+    rounds = 0
+    while row.times < kills:
+        rounds += 1
+        trial = Trial(ground, f"driver{workers}-{rounds}", workers)
+        watched = Watched(trial, reference)
+        while True:
+            running = trial.start()
+            if row.times < kills:
+                _at_random(trial, running, rng)
+                running.kill()
+            ended = running.wait()
+            watched.check(row)
+            if ended.code != -signal.SIGKILL:
+                break
+            watched.fault()
+            row.times += 1
+        row.ended(ended, 0)
+        if ended.code == 0:
+            finish(row, trial, reference, ended.report)
+    return row
+
+
+def _at_random(trial: Trial, running: Running, rng: random.Random) -> None:
+    """Wait for a moment: some records from now, or some seconds."""
+    if rng.random() < 0.6:
+        wanted = trial.count_records() + rng.randint(1, 4)
+        running.until(lambda: trial.count_records() >= wanted)
+        time.sleep(rng.uniform(0, 0.2))
+    else:
+        moment = time.monotonic() + rng.uniform(0, 5)
+        running.until(lambda: time.monotonic() >= moment)
+
+
+def doors(ground: Ground, reference: Reference, which: tuple[tuple[str, str, str, int], ...] = DOORS) -> Row:
+    """kill -9 of the driver right before steps that must not be torn."""
+    row = Row("kill -9 of the driver", "right before " + "; ".join(step for step, *_ in which))
+    left = list(which)
+    rounds = 0
+    while left and not row.problems:
+        rounds += 1
+        trial = Trial(ground, f"door-{rounds}")
+        watched = Watched(trial, reference)
+        killed = True
+        while killed:
+            door = {"event": left[0][1], "like": left[0][2], "nth": left[0][3]} if left else {}
+            ended = trial.run(seconds=0, CHAOS_KILL=json.dumps(door))
+            watched.check(row)
+            killed = ended.code == -signal.SIGKILL
+            if killed:
+                watched.fault()
+                row.times += 1
+                del left[0]
+        row.ended(ended, 0)
+        row.expect(watched.times > 0, f"never came: {left[:1]}")
+        if ended.code == 0:
+            finish(row, trial, reference, ended.report)
+    return row
+
+
+def worker(ground: Ground, reference: Reference, kills: int, seed: int) -> Row:
+    """kill -9 of whichever worker was given a tile last."""
+    row = Row("kill -9 of a worker", f"whichever was given a tile last, at random moments (seed {seed}) of a run with 2 workers")
+    rng = random.Random(seed)
+    trial = Trial(ground, "worker", 2)
+    running = trial.start(seconds=0.05)
+    killed: set[int] = set()
+    while running.alive and row.times < kills:
+        running.until(lambda: trial.last_pid() not in (None, *killed))
+        time.sleep(rng.uniform(0, 0.5))
+        pid = trial.last_pid()
+        if running.alive and pid is not None and pid not in killed:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+                row.times += 1
+                killed.add(pid)
+    ended = running.wait()
+    row.ended(ended, 0)
+    row.expect(row.times >= kills, f"only {row.times} could be killed")
+    if ended.code == 0:
+        deaths = sum(image.deaths for image in ended.report.images)
+        row.expect(deaths > 0, "no death is reported")
+        row.said = f"{deaths} attempts ended by the death of their worker, as the report says"
+        finish(row, trial, reference, ended.report)
+    return row
+
+
+DEADLY = {"a": (1, 264, 264), "b": (2, 264, 264)}
+"""Scene -> (its number, row, col) of a tile that lies in the first quarter of one block (fifth of a's, sixth of b's)."""
+
+
+def deadly(ground: Ground, reference: Reference) -> list[Row]:
+    """Two blocks of which workers die each time: one that kills, one that takes memory without end; then `gigamask retry`."""
+    rows = [
+        Row("a block that kills its worker each time", "the model sends itself kill -9 on one tile, with 2 workers"),
+        Row("a block that takes memory without end", "the model allocates on one tile until the worker's limit, with 2 workers"),
+    ]
+    trial = Trial(ground, "deadly", 2)
+    kinds = {"die": DEADLY["a"], "devour": DEADLY["b"]}
+    trouble = {kind: {"at": place, "marker": trial.marker(kind)} for kind, place in kinds.items()}
+    ended = trial.run(trouble)
+    watched = Watched(trial, reference)
+    for row, scene in zip(rows, DEADLY, strict=True):
+        row.ended(ended, 1)
+        if ended.code != 1:
+            continue
+        image = results(ended.report)[scene]
+        row.times = next(i.deaths for i in ended.report.images if Path(i.uri).stem == scene)
+        row.expect(image["state"] == "partial", f"state {image['state']}: {image['error']}")
+        quarter = _quarter(trial, reference, scene)
+        row.expect(quarter == "", quarter)
+        words = ("signal 9 (SIGKILL)",) if scene == "a" else ("of memory, for its limit",)
+        row.expect(all(word in (image["error"] or "") for word in words), f"its end is not told: {image['error']}")
+        row.said = (image["error"] or "").splitlines()[0]
+        finish(row, trial, reference, ended.report, frozenset(DEADLY))
+        if row.equal == "yes":
+            row.equal = "NO" if quarter else "yes, all but the quarter, which is 254"
+        row.recomputed = trial.begun(reference)[scene, _block(reference, scene)] - 1
+    watched.fault(damaged={(scene, _block(reference, scene)) for scene in DEADLY})
+    again = trial.run(command="retry")
+    last = Row("such blocks, once the cause is gone", "`gigamask retry`, with the model mended", times=len(DEADLY))
+    last.ended(again, 0)
+    watched.check(last)
+    if again.code == 0:
+        finish(last, trial, reference, again.report)
+        last.recomputed = sum(trial.begun(reference, watched.log_bytes).values())
+    return [*rows, last]
+
+
+def _block(reference: Reference, scene: str) -> int:
+    """The block that the deadly tile of a scene lies in."""
+    _, row, col = DEADLY[scene]
+    return next(b.index for b in reference.plans[scene].blocks if (b.core.row, b.core.col) == (row, col))
+
+
+def _quarter(trial: Trial, reference: Reference, scene: str) -> str:
+    """What is wrong where a mask is not that of the undisturbed run but for one quarter of one block, which is failed."""
+    plan = reference.plans[scene]
+    mask = trial.output / "masks" / plan.image.id / f"{plan.digest}.zarr"
+    undisturbed = trial.ground.folder / "undisturbed" / mask.relative_to(trial.output)
+    if not mask.exists():
+        return f"no mask of {scene}"
+    expected, found = (mosaic.read(path, Window(0, 0, *plan.grid.shape)) for path in (undisturbed, mask))
+    core = plan.blocks[_block(reference, scene)].core
+    expected[core.row : core.row + core.height // 2, core.col : core.col + core.width // 2] = 254
+    wrong = np.argwhere(expected != found)
+    return f"{len(wrong)} px of {scene} are wrong, from {wrong[0]} to {wrong[-1]}" if len(wrong) else ""
+
+
+def scheduler(ground: Ground, reference: Reference) -> Row:
+    """kill -9 of a scheduler on its own; another one takes its place for the second run."""
+    row = Row("kill -9 of the scheduler", "a scheduler of its own with 2 workers, in the midst of a run; then another one")
+    file = ground.folder / "scheduler.json"
+    sections = {"cluster": {"type": "address", "scheduler_file": str(file), "memory_gib": 1.5, "threads": 1}}
+    trial = Trial(ground, "scheduler", sections=sections)
+    watched = Watched(trial, reference)
+    with _cluster(file, trial) as process:
+        running = trial.start()
+        running.until(lambda: trial.count_records() >= 4)
+        process.kill()
+        row.times += 1
+        ended = running.wait()
+    row.ended(ended, 1, "the scheduler is lost", "run the same command again")
+    row.expect(ended.seconds < 60, f"it took {ended.seconds:.0f} s to end")
+    said = row.said
+    row.expect(len(watched.fault()) >= 4, "nothing was kept")
+    with _cluster(file, trial):
+        ended = trial.run()
+    watched.check(row)
+    row.ended(ended, 0)
+    row.said = said
+    if ended.code == 0:
+        finish(row, trial, reference, ended.report)
+    return row
+
+
+@contextmanager
+def _cluster(file: Path, trial: Trial) -> Iterator[subprocess.Popen[bytes]]:
+    """A scheduler and two workers; gives the scheduler's process."""
+    file.unlink(missing_ok=True)
+    dask = [sys.executable, "-m", "dask"]
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": trial.environment(), "cwd": REPO}
+    scheduler = [*dask, "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(file)]
+    worker = [*dask, "worker", "--scheduler-file", str(file), "--nthreads", "1", "--memory-limit", "1.5GiB", "--no-dashboard"]
+    processes = [subprocess.Popen(command, start_new_session=True, **quiet) for command in (scheduler,)]
+    end = time.monotonic() + 60
+    while not file.exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    local = ["--host", "127.0.0.1", "--local-directory", str(file.parent), "--death-timeout", "60"]
+    processes += [subprocess.Popen([*worker, *local], start_new_session=True, **quiet) for _ in range(2)]
+    try:
+        yield processes[0]
+    finally:
+        for process in processes:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def hung(ground: Ground, reference: Reference) -> Row:
+    """A block that never returns at its first attempt. How long one may take is measured, as machines are busy: a whole run."""
+    usual = Trial(ground, "usual", 2).run()
+    deadline = float(round(max(10.0, usual.seconds)))
+    how = f"the model sleeps for ever on a tile once; faults.deadline_s: {deadline:g}, as long as a whole run took; 2 workers"
+    row = Row("a block that never returns", how, times=1)
+    row.expect(usual.code == 0, usual.err[-1500:])
+    trial = Trial(ground, "hung", 2, {"faults": {"min_free_gib": 0, "deadline_s": deadline}})
+    ended = trial.run({"hang": {"at": DEADLY["a"], "marker": trial.marker("hang"), "times": 1}})
+    row.ended(ended, 0)
+    row.expect(Path(trial.marker("hang") + "-0").exists(), "it never hung")
+    if ended.code == 0:
+        retries = sum(image.retries for image in ended.report.images)
+        row.said = f"{retries} more attempt{'s' * (retries != 1)}, as the report says"
+        row.expect(retries >= 1, "no retry is reported")
+        finish(row, trial, reference, ended.report)
+    return row
