@@ -1,0 +1,101 @@
+"""How near the whole way comes to the model's own passes: a U-Net over an image, beside the bare passes over its tiles.
+
+    python -m tests.benchmarks.efficiency [--size 4096] [--repeats 3] [--threads 2] [--encoder resnet18]
+
+The bare passes are those over the least number of tiles that cover the image (512 px, overlap 128), one tile at a time, channels
+last, on tiles that lie in memory already scaled: in a loop with all threads in one pass, and side by side with one thread a pass.
+The quicker of the two is what we are held against. All ways are taken in turns, in one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from flows.console import Quiet
+from pipeline.card import read_card
+from pipeline.config import config_of
+from pipeline.grid import Lattice
+from pipeline.models import smp
+from pipeline.models.cpu import compute_alone
+from pipeline.single import segment_one
+from tests.benchmarks.measure import machine, verdict, workshop
+from tests.benchmarks.scenes import endless, usual_model
+
+
+def main() -> None:
+    """Run all in turns and print seconds and ratios."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=4096)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--encoder", default="resnet18")
+    options = parser.parse_args()
+    threads = options.threads
+    torch.set_num_threads(threads)
+    print(f"{machine()}\nU-Net {options.encoder}, {options.size} x {options.size} px, float32, {threads} threads\n", flush=True)
+    tiles = Lattice(options.size, options.size, 512, 128).tiles
+    with workshop() as folder:
+        image, model = endless(folder / "image.tif", options.size, options.size), usual_model(folder / "model", options.encoder)
+        small = endless(folder / "small.tif", 700, 700)
+        network = smp.load(model, read_card(model)).eval().to(memory_format=torch.channels_last)
+        batch = torch.randn(1, 3, 512, 512).contiguous(memory_format=torch.channels_last)
+
+        def bare(_: int = 0) -> None:
+            with torch.inference_mode():
+                network(batch)
+
+        def loop() -> float:
+            started = time.perf_counter()
+            for _ in range(tiles):
+                bare()
+            return time.perf_counter() - started
+
+        def side_by_side() -> float:
+            with ThreadPoolExecutor(threads, initializer=compute_alone) as pool:
+                list(pool.map(bare, range(threads)))
+                started = time.perf_counter()
+                list(pool.map(bare, range(tiles)))
+                seconds = time.perf_counter() - started
+            torch.set_num_threads(threads)
+            return seconds
+
+        def ours(path: Path = image) -> float:
+            with tempfile.TemporaryDirectory() as out:
+                settings = {
+                    "name": "bench",
+                    "output": out,
+                    "archive": {"images": str(path)},
+                    "model": {"path": str(model), "batch": max(4, threads)},
+                    "cluster": {"type": "serial", "threads": threads},
+                }
+                done = segment_one(config_of(settings, folder, "bench"), path, Path(out) / "mask.zarr", Quiet())
+            predicted.append(done.result.tiles)
+            return done.seconds - done.result.load_seconds
+
+        predicted: list[int] = []
+        bare(), ours(small)
+        ways = {"bare, loop": loop, "bare, side by side": side_by_side, "gigamask": ours}
+        found: dict[str, list[float]] = {name: [] for name in ways}
+        for turn in range(options.repeats):
+            for name, way in ways.items():
+                found[name].append(way())
+                print(f"  turn {turn + 1}, {name}: {found[name][-1]:.1f} s", flush=True)
+        seconds = {name: median(times) for name, times in found.items()}
+        limit = min(seconds["bare, loop"], seconds["bare, side by side"])
+        print(f"\n{'':22}{'tiles':>7}{'seconds':>9}{'Mpx/s':>8}{'to the bare passes':>20}")
+        for name, s in seconds.items():
+            count = predicted[-1] if name == "gigamask" else tiles
+            print(f"{name:22}{count:>7}{s:>9.1f}{options.size**2 / 1e6 / s:>8.2f}{s / limit:>20.3f}")
+        print("\nThe folding of batch normalisation into convolutions is what makes less than 1 possible.")
+        verdict(f"{seconds['gigamask'] / limit:.3f} of the bare passes (1.05 meant)", seconds["gigamask"] <= 1.05 * limit)
+
+
+if __name__ == "__main__":
+    main()
