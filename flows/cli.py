@@ -19,13 +19,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich's own help costs three times as long to import as all the rest
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 all well, 1 something failed (named), 2 wrong usage or configuration.",
+    epilog="Exit codes: 0 all well, 1 something failed (named), 2 wrong usage or configuration, 3 a gate failed, 4 a gate is "
+    "inconclusive.",
 )
 config_app = typer.Typer(help="The configuration file.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
+model_app = typer.Typer(help="A model folder.", no_args_is_help=True)
+app.add_typer(model_app, name="model")
+ledger_app = typer.Typer(help="What is done: the ledger of an output folder.", no_args_is_help=True)
+app.add_typer(ledger_app, name="ledger")
+metrics_app = typer.Typer(help="Scores, and what they would be elsewhere.", no_args_is_help=True)
+app.add_typer(metrics_app, name="metrics")
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="Configuration file (YAML).", show_default=False)]
 Root = Annotated[Path | None, typer.Option(help="Folder that the config's data paths start from, instead of its own `root`.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run: OUTPUT/runs/ID.", show_default=False)]
+OutputFolder = Annotated[Path, typer.Argument(metavar="OUTPUT", help="Output folder of a configuration.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 
 
@@ -34,11 +43,13 @@ def plan(config: ConfigFile, root: Root = None, as_json: AsJson = False) -> None
     """Say what would run, its cost, and what would fail. Nothing is loaded or written."""
     from flows import views
     from pipeline.config import load_config
-    from pipeline.survey import survey
+    from pipeline.report.evaluation import refuse
+    from pipeline.survey import space_problem, survey
 
     found = survey(load_config(config, root=root))
+    refuse(found.config.gates, found.config.statistics, found.card.classes, found.images)
     views.show_survey(found, as_json=as_json)
-    if found.refused or any(p.truth_error for p in found.planned):
+    if found.refused or any(p.truth_error for p in found.planned) or space_problem(found):
         raise typer.Exit(2)
 
 
@@ -50,25 +61,52 @@ def run(
     prefect: Annotated[
         bool, typer.Option("--prefect/--no-prefect", help="Run as a Prefect flow, or the same steps without it.")
     ] = True,
+    part: Annotated[
+        str | None, typer.Option(help="2/5: the second of five parts, each run by a driver of its own; see merge.")
+    ] = None,
 ) -> None:
     """Segment and score what is new; write the report. This is the nightly flow, once."""
-    from flows import console, views
+    from flows import console, here, views
 
     with console.progress(quiet=as_json) as progress:
-        if prefect:
-            from flows.nightly import run_flow
-
-            left = run_flow(config, root, progress)
-            folder, exit_code = Path(left["folder"]), int(left["exit_code"])
-        else:
-            from pipeline.config import load_config
-            from pipeline.night import run_night
-
-            command = f"gigamask run {config} --no-prefect" + (f" --root {root}" if root else "")
-            morning = run_night(load_config(config, root=root), progress, command)
-            folder, exit_code = morning.folder, morning.exit_code
+        exit_code, folder = here.night(config, root, part, progress, prefect=prefect)
     views.show_run(folder, exit_code, as_json=as_json)
     raise typer.Exit(exit_code)
+
+
+@app.command()
+def retry(config: ConfigFile, root: Root = None, as_json: AsJson = False) -> None:
+    """Run again only what failed: images, and parts of images. What is new in the archive waits for the next run."""
+    from flows import console, here, views
+
+    with console.progress(quiet=as_json) as progress:
+        morning = here.retry(config, root, progress)
+    views.show_run(morning.folder, morning.exit_code, as_json=as_json)
+    raise typer.Exit(morning.exit_code)
+
+
+@app.command()
+def merge(config: ConfigFile, root: Root = None, as_json: AsJson = False) -> None:
+    """Join what runs with --part have made into one ledger and one report."""
+    from flows import console, here, views
+
+    with console.progress(quiet=as_json) as progress:
+        morning = here.merge(config, root, progress)
+    views.show_run(morning.folder, morning.exit_code, as_json=as_json)
+    raise typer.Exit(morning.exit_code)
+
+
+@app.command()
+def serve(
+    config: ConfigFile,
+    cron: Annotated[str, typer.Option(help="When: minute, hour, day of month, month, day of week.")] = "0 1 * * *",
+    timezone: Annotated[str, typer.Option(help="Time zone of --cron, such as Europe/Berlin.")] = "UTC",
+    root: Root = None,
+) -> None:
+    """Run the night on a schedule on this machine, until ended. Starts a Prefect server where none is configured."""
+    from flows.serve import serve_nights
+
+    serve_nights(config, cron, timezone, root)
 
 
 @app.command()
@@ -76,7 +114,9 @@ def segment(
     image: Annotated[Path, typer.Argument(help="Raster to segment.", show_default=False)],
     model: Annotated[Path, typer.Option(help="Model folder: model.json and weights.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Mosaic to write, STORE.zarr.", show_default=False)],
-    tile: Annotated[int | None, typer.Option(help="Side of a tile in px; default: the model card's.")] = None,
+    tile: Annotated[
+        str | None, typer.Option(help="Side of a tile in px, or auto: what a probe found fastest; default: the model card's.")
+    ] = None,
     overlap: Annotated[int | None, typer.Option(help="Shared px of neighbouring tiles; default: the model card's.")] = None,
     blend: Annotated[str, typer.Option(help="hann: weighted mean; crop: nearest tile centre.")] = "hann",
     block: Annotated[str, typer.Option(help="Side of a block in px, or auto.")] = "auto",
@@ -89,6 +129,7 @@ def segment(
     bands: Annotated[str | None, typer.Option(help="Bands to feed the model, by name or index: red,green,4.")] = None,
     resolution: Annotated[str, typer.Option(help="card, native, or a pixel size such as 0.6m or 2px.")] = "card",
     flips: Annotated[int, typer.Option(help="Symmetries to average over: 1, 2, 4 or 8.")] = 1,
+    compile_: Annotated[bool, typer.Option("--compile", help="Let torch.compile make the model into a program first.")] = False,
     trust_code: Annotated[bool, typer.Option("--trust-code", help="Allow a model that runs code of its own.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -109,10 +150,11 @@ def segment(
             "precision": precision,
             "batch": batch,
             "test_time_flips": flips,
+            "compile": compile_,
             "trust_code": trust_code,
         },
         "resolution": _resolution(resolution),
-        "tiling": {"tile": tile, "overlap": overlap, "blend": blend, "block": int(block) if block.isdigit() else block},
+        "tiling": {"tile": _side(tile), "overlap": overlap, "blend": blend, "block": _side(block)},
         "cluster": cluster,
     }
     with console.progress(quiet=as_json) as progress:
@@ -125,12 +167,19 @@ def segment(
 @app.command()
 def evaluate(
     store: Annotated[Path, typer.Argument(metavar="STORE.zarr", help="Mosaic to score.", show_default=False)],
-    truth: Annotated[Path, typer.Argument(help="Label raster on the mosaic's grid.", show_default=False)],
+    truth: Annotated[Path, typer.Argument(help="Label raster on the mosaic's grid, or polygons.", show_default=False)],
     class_map: Annotated[
         str | None, typer.Option(help="Label value = class name, as 1=building,2=road, or a YAML file; default: the model's.")
     ] = None,
     ignore: Annotated[str | None, typer.Option(help="Label values that mean `not labelled`: 0,255.")] = None,
-    resample: Annotated[str | None, typer.Option(help="nearest: take labels that lie on another grid.")] = None,
+    field: Annotated[str | None, typer.Option(help="Attribute of polygons that names the class of each.")] = None,
+    constant: Annotated[str | None, typer.Option(help="Class of all polygons.")] = None,
+    background: Annotated[str | None, typer.Option(help="Class where no polygon lies; none: not labelled.")] = None,
+    buffer_m: Annotated[float | None, typer.Option(help="Metres that polygons grow by; makes areas of points and lines.")] = None,
+    layer: Annotated[str | None, typer.Option(help="Layer of the polygons, where the file has several.")] = None,
+    area: Annotated[str | None, typer.Option(help="File of polygons outside of which nothing is labelled.")] = None,
+    crs: Annotated[str | None, typer.Option(help="Their coordinates: EPSG:32637, or pixel for columns, rows.")] = None,
+    resample: Annotated[str | None, typer.Option(help="nearest: take label rasters that lie on another grid.")] = None,
     max_unknown_share: Annotated[float, typer.Option(help="Largest share of label values that are no class.")] = 0.05,
     workers: Annotated[int, typer.Option(help="Dask worker processes; 0: this process.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for a report.")] = None,
@@ -141,12 +190,53 @@ def evaluate(
 
     settings = {
         "classes": _class_map(class_map),
-        "ignore": _numbers(ignore) or [],
+        "ignore": ignore.split(",") if ignore else [],
+        "field": field,
+        "constant": constant,
+        "background": background,
+        "buffer_m": buffer_m,
+        "layer": layer,
+        "area": area,
+        "crs": crs,
         "resample": resample,
         "max_unknown_share": max_unknown_share,
     }
     report = one.evaluate(store, truth, settings, workers, out)
     views.show_scores(report, out, as_json=as_json)
+
+
+@app.command()
+def report(
+    run: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="Folder of a run: OUTPUT/runs/ID.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for what is made; default: the run's own.")] = None,
+    compare: Annotated[
+        tuple[Path, Path] | None, typer.Option(metavar="BEFORE AFTER", help="Hold a run against an earlier one, image by image.")
+    ] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of report.json.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make page, summary and tables of a run anew from its report.json, as this version makes them; or compare two runs."""
+    if (run is not None) + (compare is not None) + schema != 1:
+        raise ConfigError("gigamask report: give one of RUN, --compare BEFORE AFTER, --schema")
+    from flows import report_views
+    from pipeline import report as reports
+
+    if schema:
+        print(json.dumps(reports.report_schema(), indent=2))  # noqa: T201 - the result goes to stdout
+    elif compare is not None:
+        before, after = map(reports.read_report, compare)
+        report_views.show_comparison(before, after, as_json=as_json)
+    elif run is not None:
+        report_views.show_rendered(run, reports.render(run, out), as_json=as_json)
+
+
+@metrics_app.command("compare")
+def metrics_compare(run: RunFolder, as_json: AsJson = False) -> None:
+    """Say what the rules of other libraries would call mIoU and mDice, on the same counts."""
+    from flows import report_views
+    from pipeline.report import read_report
+
+    report_views.show_conventions(read_report(run), as_json=as_json)
 
 
 @app.command()
@@ -190,6 +280,81 @@ def demo(
     raise typer.Exit(run_demo(folder, prefect=prefect))
 
 
+@app.command()
+def verify(
+    output: OutputFolder,
+    workers: Annotated[int, typer.Option(help="Dask worker processes; 0: this process.")] = 0,
+    config: Annotated[
+        Path | None, typer.Option(help="Configuration file: masks are scored again with labels that are unchanged.")
+    ] = None,
+    root: Root = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Keep what is sound and remove what is not; the next run makes it again.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Recompute checksums and counts from the stored masks; say where they differ from record and ledger."""
+    from flows import console, ledger_views
+    from pipeline import audit
+    from pipeline.cluster import open_workers, stopping_on_signals
+    from pipeline.config import LocalCluster, SerialCluster, load_config
+
+    truth = None if config is None else load_config(config, root=root).truth
+    cluster = LocalCluster(workers=workers, threads=1) if workers else SerialCluster(type="serial")
+    with console.progress(quiet=as_json) as progress, open_workers(cluster) as crew, stopping_on_signals(crew.stop):
+        found = audit.verify(output, crew, progress, truth, repair=repair)
+    ledger_views.show_audit(found, output, as_json=as_json)
+    if found.faults:
+        raise typer.Exit(1)
+
+
+@ledger_app.command("show")
+def ledger_show(output: OutputFolder, as_json: AsJson = False) -> None:
+    """Runs, images by state, and blocks that did not go through at once. Also while a run is at work."""
+    from flows import ledger_views
+    from pipeline.books import accounts
+
+    found = accounts(output)
+    ledger_views.show_accounts(found, as_json=as_json)
+    if any(account.problem for account in found):
+        raise typer.Exit(1)
+
+
+@ledger_app.command("rebuild")
+def ledger_rebuild(output: OutputFolder, as_json: AsJson = False) -> None:
+    """Make the ledger anew from the records beside the masks. The old one is kept beside it."""
+    from flows import ledger_views
+    from pipeline.books import rebuild
+
+    rebuilt = rebuild(output)
+    ledger_views.show_rebuilt(rebuilt, as_json=as_json)
+    if rebuilt.damaged:
+        raise typer.Exit(1)
+
+
+@model_app.command("probe")
+def model_probe(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Model folder: model.json and weights.", show_default=False)],
+    image: Annotated[Path | None, typer.Option(help="Image to look at; default: made-up texture, which is less telling.")] = None,
+    write: Annotated[bool, typer.Option("--write", help="Keep what was found in the model's card, for tile: auto.")] = False,
+    threads: Annotated[int, typer.Option(help="Threads of a worker: so many tiles are timed side by side.")] = 1,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    trust_code: Annotated[bool, typer.Option("--trust-code", help="Allow a model that runs code of its own.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure how far a model sees, what overlap its seams need, what tiles of several sizes cost. Takes minutes."""
+    from flows import console, views
+    from pipeline.probe import Looking, keep_probe, probe_model, with_probe
+
+    with console.progress(quiet=as_json) as progress:
+        how = Looking(image=image, threads=threads, device=device, trust_code=trust_code)
+        found = probe_model(folder, how, progress.say)
+    card = keep_probe(folder, found) if write else with_probe(folder, found)
+    views.show_probe(found, card, as_json=as_json)
+    if not write:
+        progress.say("--write keeps this in the card, for tile: auto")
+
+
 @config_app.command("schema")
 def config_schema() -> None:
     """Print the JSON schema of the configuration, for editors that complete it."""
@@ -220,6 +385,10 @@ def _options(
     """Options of all commands."""
 
 
+def _side(text: str | None) -> int | str | None:
+    return int(text) if text is not None and text.isdigit() else text
+
+
 def _bands(text: str | None) -> list[str | int] | None:
     return None if text is None else [int(b) if b.strip().isdigit() else b.strip() for b in text.split(",")]
 
@@ -243,7 +412,7 @@ def _resolution(text: str) -> Any:
     raise ConfigError(f"--resolution {text}: give card, native, metres such as 0.6m, or source pixels such as 2px")
 
 
-def _class_map(text: str | None) -> dict[int, str] | None:
+def _class_map(text: str | None) -> dict[str, str] | None:
     if text is None:
         return None
     if "=" not in text:
@@ -251,7 +420,7 @@ def _class_map(text: str | None) -> dict[int, str] | None:
 
         return dict(yaml.safe_load(Path(text).read_text(encoding="utf-8")))
     try:
-        return {int(value): name.strip() for value, name in (pair.split("=", 1) for pair in text.split(","))}
+        return {value.strip(): name.strip() for value, name in (pair.split("=", 1) for pair in text.split(","))}
     except ValueError as e:
         raise ConfigError(f"--class-map {text}: write label values and class names as 1=building,2=road") from e
 

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from pipeline.process import Progress as Listener
+    from pipeline.shop import Progress as Listener
     from pipeline.train.loop import Step
 
 LINE_SECONDS = 10.0

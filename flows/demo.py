@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from flows import console, views
+from flows.here import night
 from pipeline.card import CARD_NAME
 from pipeline.config import load_config
 from pipeline.demo import colour_only_miou, make_scenes
@@ -25,11 +26,12 @@ def run_demo(folder: Path, *, prefect: bool) -> int:
 
         with console.training() as (report, say):
             views.show_trained(train_one(config, None, {}, report, say), as_json=False)
-    exit_code, run = _night(config, prefect=prefect)
+    with console.progress() as progress:
+        exit_code, run = night(config, None, None, progress, prefect=prefect)
     views.show_run(run, exit_code, as_json=False)
     training = [path for path in scenes if path.stem.startswith("train")]
-    night = [path for path in scenes if path.stem.startswith("night")]
-    views.OUT.print(f"what colour alone can tell: mIoU {colour_only_miou(training, night):.4f}")
+    nightly = [path for path in scenes if path.stem.startswith("night")]
+    views.OUT.print(f"what colour alone can tell: mIoU {colour_only_miou(training, nightly):.4f}")
     views.OUT.print(f"the whole demo took {time.monotonic() - started:.0f} s; run it again, or: gigamask run {config}")
     return exit_code
 
@@ -42,16 +44,3 @@ def _config(folder: Path) -> Path:
         packaged = Path(__file__).parent / "demo.yaml"
         shutil.copyfile(packaged if packaged.exists() else Path(__file__).parent.parent / CONFIG, config)
     return config
-
-
-def _night(config: Path, *, prefect: bool) -> tuple[int, Path]:
-    with console.progress() as progress:
-        if prefect:
-            from flows.nightly import run_flow
-
-            left = run_flow(config, None, progress)
-            return int(left["exit_code"]), Path(left["folder"])
-        from pipeline.night import run_night
-
-        morning = run_night(load_config(config), progress, f"gigamask run {config} --no-prefect")
-        return morning.exit_code, morning.folder

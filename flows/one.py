@@ -9,8 +9,8 @@ from pydantic import ValidationError
 
 from pipeline.config import LocalCluster, SerialCluster, TruthConfig, config_of
 from pipeline.errors import ConfigError
-from pipeline.process import Progress
 from pipeline.report.contract import RunReport
+from pipeline.shop import Progress
 from pipeline.single import Segmented, evaluate_one, segment_one
 
 

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from pipeline.report.contract import RunReport
+    from pipeline.card import ModelCard, Probe
+    from pipeline.report.contract import Evaluation, RunReport
     from pipeline.single import Segmented
     from pipeline.survey import Survey
     from pipeline.train import Trained
@@ -24,6 +25,8 @@ if not OUT.is_terminal:
 
 def show_survey(survey: Survey, *, as_json: bool) -> None:
     """What would run, what it costs, and what would fail."""
+    from pipeline.survey import free_bytes, space_problem
+
     if as_json:
         _json(_survey_facts(survey))
         return
@@ -32,7 +35,7 @@ def show_survey(survey: Survey, *, as_json: bool) -> None:
         table.add_column(column, justify="left" if column in ("image", "truth") else "right", overflow="fold")
     for p in survey.planned:
         plan = p.plan
-        scale = "" if plan.grid.native else f" (1/{plan.grid.scale_row:.3g})"
+        scale = "" if plan.grid.as_stored else f" (1/{plan.grid.scale_row:.3g})"
         table.add_row(
             _plain(Path(plan.image.uri).name),
             f"{plan.grid.height}×{plan.grid.width}{scale}",
@@ -51,6 +54,10 @@ def show_survey(survey: Survey, *, as_json: bool) -> None:
         f"{len(survey.planned)} images, {survey.pixels / 1e6:,.1f} Mpx; a worker needs {most / MIB:,.0f} MiB of the "
         f"{survey.memory_bytes / MIB:,.0f} MiB it may take; masks take {disk / MIB:,.0f} MiB at most, before compression"
     )
+    expected, free = survey.missing_bytes, free_bytes(survey.config.output)
+    OUT.print(f"masks still to be made: about {expected / MIB:,.0f} MiB, of {free / MIB:,.0f} MiB free")
+    if problem := space_problem(survey):
+        OUT.print(f"[red]cannot run[/red] {_plain(problem)}")
     for refused in survey.refused:
         OUT.print(f"[red]cannot run[/red] {refused.image.uri}\n  {_plain(refused.error)}")
     for p in survey.planned:
@@ -59,6 +66,8 @@ def show_survey(survey: Survey, *, as_json: bool) -> None:
 
 
 def _survey_facts(survey: Survey) -> dict[str, Any]:
+    from pipeline.survey import free_bytes, space_problem
+
     images = [
         {
             "image": p.plan.image.uri,
@@ -81,7 +90,10 @@ def _survey_facts(survey: Survey) -> dict[str, Any]:
         for p in survey.planned
     ]
     refused = [{"image": r.image.uri, "error": r.error} for r in survey.refused]
-    return {"name": survey.config.name, "model": survey.card.name, "images": images, "refused": refused}
+    disk = {"expected_bytes": survey.missing_bytes, "free_bytes": free_bytes(survey.config.output)}
+    disk_error = space_problem(survey)
+    facts = {"name": survey.config.name, "model": survey.card.name, "images": images, "refused": refused}
+    return facts | {"disk": disk | {"error": disk_error}}
 
 
 def show_run(folder: Path, exit_code: int, *, as_json: bool) -> None:
@@ -89,10 +101,14 @@ def show_run(folder: Path, exit_code: int, *, as_json: bool) -> None:
     from pipeline.report import read_report
 
     report = read_report(folder)
+    evaluation = report.evaluation
     if as_json:
-        _json({"exit_code": exit_code, "folder": str(folder), "report": str(folder / "report.html"), **_score_facts(report)})
+        facts = {"exit_code": exit_code, "folder": str(folder), "report": str(folder / "report.html"), **_score_facts(report)}
+        _json(facts | {"evaluation": evaluation.model_dump(mode="json") if evaluation else None})
         return
     _print_scores(report)
+    if evaluation is not None:
+        print_judgement(evaluation)
     for image in report.images:
         trouble = image.error if image.state in ("failed", "partial") else image.truth_error
         if trouble:
@@ -115,6 +131,8 @@ def show_segmented(segmented: Segmented, *, as_json: bool) -> None:
         "blocks": result.blocks,
         "redundancy": plan.redundancy,
         "seconds": segmented.seconds,
+        "load_seconds": result.load_seconds,
+        "start_seconds": segmented.start_seconds,
         "mpx_per_s": pixels / 1e6 / segmented.seconds,
         "peak_memory_mib": {name: round(n / MIB) for name, n in segmented.peak_memory.items()},
         "planned_memory_mib": round(plan.memory.total / MIB),
@@ -130,7 +148,9 @@ def show_segmented(segmented: Segmented, *, as_json: bool) -> None:
     OUT.print(
         f"{segmented.store}: {result.state}{' (was there already)' * result.reused}; {plan.grid.height} x {plan.grid.width} px, "
         f"{result.tiles:,} tiles in {result.blocks} blocks, {plan.redundancy:.1%} redundant, {segmented.seconds:.1f} s "
-        f"({facts['mpx_per_s']:.2f} Mpx/s)\npeak memory, MiB: {peaks} (planned {facts['planned_memory_mib']:,} a worker)"
+        f"({facts['mpx_per_s']:.2f} Mpx/s), {result.load_seconds:.1f} s of them loading the model; before, "
+        f"{segmented.start_seconds:.1f} s starting workers\n"
+        f"peak memory, MiB: {peaks} (planned {facts['planned_memory_mib']:,} a worker)"
     )
     for code, c in enumerate(plan.card.classes):
         OUT.print(f"  {c.name}: {result.class_px[code] / pixels:.2%}", markup=False)
@@ -159,6 +179,74 @@ def show_trained(trained: Trained, *, as_json: bool) -> None:
     if scores is not None:
         each = ", ".join(f"{c.name} {_number(s.iou)}" for c, s in zip(trained.card.classes, scores.classes, strict=True))
         OUT.print(f"validation mIoU {scores.miou:.4f} ({each}); learning curve: {trained.folder / 'training.png'}", markup=False)
+
+
+def show_probe(probe: Probe, card: ModelCard, *, as_json: bool) -> None:
+    """What was measured of a model, and what follows for its tiles. `card` is the model's, with this probe."""
+    advice = _tile_advice(probe, card)
+    if as_json:
+        _json({"model": card.name, **probe.model_dump(mode="json"), "advice": advice})
+        return
+    OUT.print(f"{card.name}: {'' if probe.invariant else 'not '}translation-invariant; measured on {probe.content}", markup=False)
+    OUT.print(f"  {probe.finding}", markup=False)
+    radii = ", ".join(f"{float(share):.1%} within {radius} px" for share, radius in probe.gradient_radius.items())
+    OUT.print(f"effective receptive field: of the gradient's energy {radii or 'nothing is known (no gradient)'}")
+    OUT.print(f"a change is felt up to {probe.reach} px away, and changes labels up to {probe.halo} px (halo: the least overlap)")
+    felt = Table(title="A change so many px away, or a tile's border")
+    for heading in ("px from", "other labels", "mean change of scores"):
+        felt.add_column(heading, justify="right")
+    for one in probe.influence:
+        felt.add_row(str(one.distance), f"{one.labels:.3%}", f"{one.score:.1e}")
+    OUT.print(felt)
+    seams = Table(title=f"Seams of tiles of {probe.seam_tile} px")
+    for heading in ("overlap", "other labels", "pixels through the model"):
+        seams.add_column(heading, justify="right")
+    for seam in probe.seams:
+        times = (probe.seam_tile / (probe.seam_tile - seam.overlap)) ** 2
+        seams.add_row(str(seam.overlap), f"{seam.share:.3%}", f"{times:.2f} x")
+    OUT.print(seams)
+    if not probe.invariant:
+        OUT.print(f"advice: keep tiles of {card.tile} px, as in training; tile: auto is refused for this model")
+        return
+    tiles = Table(title=f"Tiles on {probe.device}, {probe.threads} side by side")
+    for heading in ("tile", "overlap", "other labels", "s a tile", "µs a px", "µs a useful px", "MiB a tile"):
+        tiles.add_column(heading, justify="right")
+    for row in advice:
+        overlap, share, useful = row["overlap"], row["seam_share"], row["us_per_useful_px"]
+        tiles.add_row(
+            str(row["tile"]),
+            "–" if overlap is None else str(overlap),
+            "–" if share is None else f"{share:.3%}",
+            f"{row['seconds']:.3f}",
+            f"{row['us_per_px']:.2f}",
+            "–" if useful is None else f"{useful:.2f}",
+            f"{row['bytes'] / MIB:,.0f}",
+        )
+    OUT.print(tiles)
+    OUT.print(
+        f"overlap: least that leaves no more of the seams than {card.tile}/{card.overlap} and 512/128 do (–: none does); "
+        "other labels: reckoned from the seams above"
+    )
+    usable = [row for row in advice if row["overlap"] is not None]
+    if usable:
+        best = min(usable, key=lambda row: float(row["us_per_useful_px"]))
+        OUT.print(f"advice: tile {best['tile']}, overlap {best['overlap']}, on large images, where memory allows")
+
+
+def _tile_advice(probe: Probe, card: ModelCard) -> list[dict[str, Any]]:
+    rows = []
+    for cost in probe.tiles:
+        overlap = card.advised_overlap(cost.tile) if probe.invariant else None
+        rows.append(
+            {
+                **cost.model_dump(),
+                "overlap": overlap,
+                "seam_share": None if overlap is None else probe.seam_share(cost.tile, overlap),
+                "us_per_px": 1e6 * cost.seconds / cost.tile**2,
+                "us_per_useful_px": None if overlap is None else 1e6 * cost.seconds / (cost.tile - overlap) ** 2,
+            }
+        )
+    return rows
 
 
 def _score_facts(report: RunReport) -> dict[str, Any]:
@@ -199,6 +287,25 @@ def _print_scores(report: RunReport) -> None:
         f"pixel accuracy {scores.pixel_accuracy:.4f}; always answering the commonest class: {scores.majority_accuracy:.4f}; "
         f"{scores.evaluated_px:,} px evaluated, {scores.failed_px:,} of them failed"
     )
+
+
+def print_judgement(found: Evaluation) -> None:
+    """How sure the headline is, how it has changed, and what became of the gates."""
+    from pipeline.report.words import interval, of, signed
+
+    miou = found.overall["miou"]
+    if miou.value is not None:
+        sure = f"95 % interval {interval(miou.low, miou.high)}" if miou.low is not None else "no interval"
+        OUT.print(f"mIoU {miou.value:.4f}: {sure}, over {of(miou.units, found.unit)}")
+    if found.comparison is not None:
+        moved = found.comparison.overall["miou"]
+        OUT.print(
+            f"against run {found.comparison.baseline.run_id}, {of(found.comparison.images, 'image')}: {signed(moved.delta)}, "
+            f"95 % interval {interval(moved.low, moved.high, signed)}"
+        )
+    colors = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
+    for gate in found.gates:
+        OUT.print(f"[{colors[gate.outcome]}]{gate.outcome}[/] gate {_plain(gate.name)}: {_plain(gate.why)}")
 
 
 def _number(value: float) -> str:

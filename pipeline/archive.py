@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePath
 
+from pipeline.alignment import beside
 from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.image import ImageSpec
@@ -31,8 +32,8 @@ def discover(config: Config) -> list[ImageSpec]:
     of `archive.images` speaks. ConfigError where nothing is found, or a manifest or pattern cannot mean anything.
     """
     pattern = config.truth.pattern
-    if pattern is not None:
-        _check_pattern(pattern)
+    for key, value in (("pattern", pattern), ("area", config.truth.area)):
+        _check_pattern(key, value or "")
     images = config.archive.images
     entries = [images] if isinstance(images, str) else images
     found: dict[str, ImageSpec] = {}
@@ -86,7 +87,7 @@ def _in_glob(pattern: str, output: Path) -> Iterator[Path]:
     for name in glob.iglob(pattern, recursive=True):  # noqa: PTH207 (pathlib takes no absolute pattern)
         path = Path(os.path.normpath(name)).absolute()
         fits = (any_suffix or path.suffix.lower() in SUFFIXES) and _finished(path.name)
-        if fits and not path.is_relative_to(output) and path.is_file():
+        if fits and not path.is_relative_to(output) and not path.is_dir():  # links to nothing stay, and are told
             yield path
 
 
@@ -106,16 +107,15 @@ def truth_of(image: Path, pattern: str | None) -> str | None:
     """Absolute path of the labels that `pattern` gives `image`; None where there is no such file."""
     if pattern is None:
         return None
-    values = {"stem": image.stem, "dir": str(image.parent)}
-    path = Path(os.path.normpath(re.sub(r"\{(stem|dir)\}", lambda match: values[match[1]], pattern)))
+    path = Path(os.path.normpath(beside(pattern, image)))
     return str(path) if path.is_file() and path != image else None
 
 
-def _check_pattern(pattern: str) -> None:
+def _check_pattern(key: str, pattern: str) -> None:
     unknown = sorted(set(re.findall(r"\{([^{}]*)\}", pattern)) - {"stem", "dir"})
     if unknown:
         names = ", ".join(f"{{{name}}}" for name in unknown)
-        raise ConfigError(f"truth.pattern: {pattern} has {names}: known are {{stem}} (file name without suffix) and {{dir}}")
+        raise ConfigError(f"truth.{key}: {pattern} has {names}: known are {{stem}} (file name without suffix) and {{dir}}")
 
 
 def _excluded(uri: str, config: Config) -> bool:

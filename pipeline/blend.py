@@ -1,8 +1,9 @@
-"""Scores of overlapping tiles become labels: a rolling weighted sum, or the tile whose centre is nearest."""
+"""Outputs of overlapping tiles become labels: a rolling weighted sum of probabilities, or the tile whose centre is nearest."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from abc import ABC, abstractmethod
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,33 +13,8 @@ from pipeline.grid import Lattice, Window
 
 Floats = NDArray[np.float32]
 Labels = NDArray[np.unsignedinteger]
-
-_ROWS = 32
-"""Rows that are turned into labels at a time: few enough to stay in the processor's cache."""
-
-
-class Blender(Protocol):
-    """Takes the tiles that touch a core in row-major order and fills the core's labels."""
-
-    labels: Labels
-    """(core height, core width): no data at first, then 0 where `expect` announced pixels, at last their classes."""
-    confidence: NDArray[np.uint8] | None
-    """(core height, core width): mean score of the winning class x 255; None unless asked for."""
-
-    def expect(self, rows: Window, valid: NDArray[np.bool_], failed: NDArray[np.bool_] | None) -> None:
-        """Tell which pixels of `rows`, a window inside the core, are to be labelled, and which could not be read."""
-
-    def add(self, row: int, col: int, scores: Floats) -> None:
-        """Add the scores (classes, tile, tile) of the lattice's tile at (row, col)."""
-
-    def finish(self) -> None:
-        """Label what is left, after the last tile."""
-
-
-def blender(lattice: Lattice, core: Window, classes: int, *, confidence: bool = False) -> Blender:
-    """The lattice's kind of blender for one core."""
-    kind = HannBlender if lattice.blend == "hann" else CropBlender
-    return kind(lattice, core, classes, confidence=confidence)
+Activation = Literal["softmax", "sigmoid", "none"]
+"""What makes a network's outputs scores that may be averaged. `sigmoid`: one output, the second of two classes."""
 
 
 def hann(tile: int) -> Floats:
@@ -57,52 +33,48 @@ def weight_sum(starts: list[int], tile: int, first: int, stop: int) -> Floats:
     return total
 
 
-class _Core:
-    """What both blenders share: the core, its labels, and who is to be labelled."""
+class Seams:
+    """How much each tile of a lattice counts at the pixels of a core: the arithmetic that every blender shares.
 
-    def __init__(self, lattice: Lattice, core: Window, classes: int, *, confidence: bool = False) -> None:
-        self.lattice, self.core, self.classes = lattice, core, classes
-        self.codes = mask_codes(classes)
-        self.labels: Labels = np.full(core.shape, self.codes.no_data, self.codes.dtype)
-        self.confidence = np.zeros(core.shape, np.uint8) if confidence else None
+    `hann`: all tiles at a pixel count, by Hann weights. `crop`: the one whose centre is nearest (`grid.owned_spans`).
+    """
 
-    def expect(self, rows: Window, valid: NDArray[np.bool_], failed: NDArray[np.bool_] | None) -> None:
-        top, left = rows.row - self.core.row, rows.col - self.core.col
-        view = self.labels[top : top + rows.height, left : left + rows.width]
-        view[valid] = 0
-        if failed is not None:
-            view[failed] = self.codes.failed
+    def __init__(self, lattice: Lattice, core: Window) -> None:
+        self._core = core
+        self._row_spans = dict(zip(lattice.rows, lattice.row_spans, strict=True))
+        self._col_spans = dict(zip(lattice.cols, lattice.col_spans, strict=True))
+        soft = lattice.blend == "hann"
+        self.weight = hann(lattice.tile) if soft else np.ones(lattice.tile, np.float32)
+        """(tile,): a pixel's weight in a tile is the product of those of its row and its column."""
+        self.row_sum = weight_sum(lattice.rows, lattice.tile, core.row, core.row_stop) if soft else _ones(core.height)
+        """(core height,): with `col_sum`, the weights of all tiles at a pixel, as factors."""
+        self.col_sum = weight_sum(lattice.cols, lattice.tile, core.col, core.col_stop) if soft else _ones(core.width)
+        """(core width,)."""
 
-    def _label(self, scores: Floats, row: int, col: int, weights: Floats | None) -> None:
-        """Label core pixels from (row, col) on, in core coordinates, with the class of the highest score.
+    @property
+    def height(self) -> int:
+        """Rows of the core that one row of tiles counts at, at most."""
+        return max(min(b, self._core.row_stop) - max(a, self._core.row) for a, b in self._row_spans.values())
 
-        `scores` (classes, h, w); `weights` (h, w) their sum of weights, needed for confidence only. Ties go to the lowest
-        class. Pixels that nobody expects keep their code.
-        """
-        height, width = scores.shape[1:]
-        for top in range(0, height, _ROWS):
-            piece = scores[:, top : top + _ROWS]
-            view = self.labels[row + top : row + top + piece.shape[1], col : col + width]
-            best = piece[0].copy()
-            winner = np.zeros(best.shape, view.dtype)
-            for code in range(1, self.classes):
-                higher = piece[code] > best
-                np.copyto(best, piece[code], where=higher)
-                winner[higher] = code
-            todo = view < self.codes.failed
-            np.copyto(view, winner, where=todo)
-            if self.confidence is not None:
-                share = best if weights is None else best / weights[top : top + piece.shape[1]]
-                target = self.confidence[row + top : row + top + piece.shape[1], col : col + width]
-                np.copyto(target, np.rint(np.clip(share, 0, 1) * 255).astype(np.uint8), where=todo)
+    def part(self, row: int, col: int) -> Window | None:
+        """Where in the image the tile at (row, col) counts within the core; None where nowhere."""
+        (top, bottom), (left, right) = self._row_spans[row], self._col_spans[col]
+        top, bottom = max(top, self._core.row), min(bottom, self._core.row_stop)
+        left, right = max(left, self._core.col), min(right, self._core.col_stop)
+        return Window(top, left, bottom - top, right - left) if top < bottom and left < right else None
 
 
-class HannBlender(_Core):
-    """Weighted mean of all tiles at a pixel, with Hann weights.
+def _ones(length: int) -> Floats:
+    return np.ones(length, np.float32)
 
-    Sums live in a strip as high as a tile and as wide as the core, so that memory does not grow with the block's height:
 
-        |  tile row k    | finished above the first row of tile row k + 1: labelled and dropped
+class Blending(ABC):
+    """Takes the tiles that touch a core in row-major order and fills the core's labels.
+
+    Sums live in a strip as high as a tile and as wide as the core, so that memory does not grow with the block's height. The
+    strip is a ring of rows:
+
+        |  tile row k    | finished above the first row of tile row k + 1: labelled, set to 0, used again below
         |--------|-------|
         |        tile row k + 1     |
 
@@ -111,65 +83,78 @@ class HannBlender(_Core):
     """
 
     def __init__(self, lattice: Lattice, core: Window, classes: int, *, confidence: bool = False) -> None:
-        super().__init__(lattice, core, classes, confidence=confidence)
-        self._weights = np.outer(hann(lattice.tile), hann(lattice.tile))
-        self._sums = np.zeros((classes, min(lattice.tile, core.height), core.width), np.float32)
-        self._product = np.empty((lattice.tile, lattice.tile), np.float32)
+        self._core, self._seams, self._codes = core, Seams(lattice, core), mask_codes(classes)
+        self.labels: Labels = np.full(core.shape, self._codes.no_data, self._codes.dtype)
+        """(core height, core width): no data at first, then 0 where `expect` announced pixels, at last their classes."""
+        self.confidence = np.zeros(core.shape, np.uint8) if confidence else None
+        """(core height, core width): mean score of the winning class x 255; None unless asked for."""
+        self._strip_shape = self._seams.height, classes, core.width
         self._top = core.row
         """First image row of the strip: all rows above are labelled."""
 
-    def add(self, row: int, col: int, scores: Floats) -> None:
-        self._advance(max(row, self.core.row))
-        core, tile = self.core, self.lattice.tile
-        top, bottom = max(row, core.row), min(row + tile, core.row_stop)
-        left, right = max(col, core.col), min(col + tile, core.col_stop)
-        inside = slice(top - row, bottom - row), slice(left - col, right - col)
-        weights = self._weights[inside]
-        product = self._product[: bottom - top, : right - left]
-        sums = self._sums[:, top - self._top : bottom - self._top, left - core.col : right - core.col]
-        for code in range(self.classes):
-            np.multiply(scores[code][inside], weights, out=product)
-            sums[code] += product
+    def expect(self, rows: Window, valid: NDArray[np.bool_], failed: NDArray[np.bool_] | None) -> None:
+        """Tell which pixels of `rows`, a window inside the core, are to be labelled, and which could not be read.
 
-    def finish(self) -> None:
-        self._advance(self.core.row_stop)
+        To be told before the first tile that counts there is added; from another thread if need be.
+        """
+        top, left = rows.row - self._core.row, rows.col - self._core.col
+        view = self.labels[top : top + rows.height, left : left + rows.width]
+        np.copyto(view, view.dtype.type(0), where=valid)
+        if failed is not None:
+            np.copyto(view, view.dtype.type(self._codes.failed), where=failed)
+
+    def add(self, row: int, col: int, outputs: Any) -> bool:
+        """Add the outputs (channels, tile, tile) of the lattice's tile at (row, col); False where one is no finite number."""
+        part = self._seams.part(row, col)
+        if part is None:
+            return True
+        self._advance(part.row)
+        return self._add(outputs, (row, col), part)
+
+    def finish(self) -> bool:
+        """Label what is left, after the last tile; False where an output was no finite number and `add` did not tell."""
+        self._advance(self._core.row_stop)
+        return True
 
     def _advance(self, row: int) -> None:
-        """Label the strip's rows above image row `row` and roll it there."""
-        done = row - self._top
-        if done <= 0:
-            return
-        height = self._sums.shape[1]
-        ready = min(done, height)
-        core, lattice = self.core, self.lattice
-        weights = None
-        if self.confidence is not None:
-            along_rows = weight_sum(lattice.rows, lattice.tile, self._top, self._top + ready)
-            weights = np.outer(along_rows, weight_sum(lattice.cols, lattice.tile, core.col, core.col_stop))
-        self._label(self._sums[:, :ready], self._top - core.row, 0, weights)
-        if ready < height:
-            self._sums[:, : height - ready] = self._sums[:, ready:].copy()
-        self._sums[:, height - ready :] = 0
-        self._top = row
+        """Label the strip's rows above image row `row`; what follows them is the strip then."""
+        ready = min(row - self._top, self._strip_shape[0])
+        if ready > 0:
+            first = self._top - self._core.row
+            self._label(slice(first, first + ready))
+            self._top = row
+
+    @abstractmethod
+    def _add(self, outputs: Any, place: tuple[int, int], part: Window) -> bool:
+        """Add what the tile at `place` says of `part`, a window of the image inside tile and core."""
+
+    @abstractmethod
+    def _label(self, rows: slice) -> None:
+        """Label `rows` of the core, and set their sums to 0."""
 
 
-class CropBlender(_Core):
-    """Each pixel from the one tile whose centre is nearest: see `pipeline.grid.owned_spans`."""
+class Blender(Blending):
+    """Blending in the processor's memory, by compiled loops."""
 
-    def __init__(self, lattice: Lattice, core: Window, classes: int, *, confidence: bool = False) -> None:
+    def __init__(
+        self, lattice: Lattice, core: Window, classes: int, *, activation: Activation = "none", confidence: bool = False
+    ) -> None:
         super().__init__(lattice, core, classes, confidence=confidence)
-        self._row_spans = dict(zip(lattice.rows, lattice.row_spans, strict=True))
-        self._col_spans = dict(zip(lattice.cols, lattice.col_spans, strict=True))
+        from pipeline import kernels
 
-    def add(self, row: int, col: int, scores: Floats) -> None:
-        core = self.core
-        top, bottom = self._row_spans[row]
-        left, right = self._col_spans[col]
-        top, bottom = max(top, core.row), min(bottom, core.row_stop)
-        left, right = max(left, core.col), min(right, core.col_stop)
-        if top < bottom and left < right:
-            own = scores[:, top - row : bottom - row, left - col : right - col]
-            self._label(own, top - core.row, left - core.col, None)
+        self._kernels = kernels
+        self._add_outputs = kernels.add_scores if activation == "none" else kernels.add_probabilities
+        self._sums = np.zeros(self._strip_shape, np.float32)
 
-    def finish(self) -> None:
-        """Nothing is left: every tile labels its pixels at once."""
+    def _add(self, outputs: Floats, place: tuple[int, int], part: Window) -> bool:
+        (row, col), core, weight = place, self._core, self._seams.weight
+        rows, cols = (part.row - row, part.row_stop - row), (part.col - col, part.col_stop - col)
+        at = part.row - core.row, part.col - core.col
+        return self._add_outputs(outputs, rows, cols, weight, weight, self._sums, *at)
+
+    def _label(self, rows: slice) -> None:
+        labels, failed = self.labels[rows], self._codes.failed
+        if self.confidence is not None:
+            sums = self._seams.row_sum[rows], self._seams.col_sum
+            self._kernels.confide(self._sums, rows.start, *sums, labels, failed, self.confidence[rows])
+        self._kernels.label(self._sums, rows.start, labels, failed)

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pipeline.errors import ModelError
@@ -15,6 +16,15 @@ from pipeline.image import Frozen, Resolution
 CARD_NAME = "model.json"
 MAX_CLASSES = 65534
 """Codes above are reserved, see pipeline.codes."""
+
+
+USUAL_TILES = (512, 128)
+"""(tile, overlap) in px of a card that says nothing else; their seams are what `tile: auto` may not exceed."""
+NO_ANSWER = {
+    *("name", "description", "licence", "training"),
+    *("weights_bytes", "activation_bytes_per_pixel", "translation_invariant", "probe"),
+}
+"""Fields of a card that do not change what the model answers for a tile."""
 
 
 class ClassInfo(Frozen):
@@ -44,6 +54,80 @@ class Scaling(Frozen):
         return divisor
 
 
+class TileCost(Frozen):
+    """What one tile of a size costs, measured in a process of its own."""
+
+    tile: int = Field(ge=1)
+    """Side in pixels."""
+    seconds: float = Field(gt=0)
+    """Least time of one tile through the model, with as many side by side as the probe had threads; on the CPU the processor's
+    time where that is less than the clock's."""
+    bytes: int = Field(ge=0)
+    """Growth of the process's resident memory by the first such tile, weights left out."""
+
+
+class SeamShare(Frozen):
+    """How much an overlap leaves of the seams."""
+
+    overlap: int = Field(ge=0)
+    """Pixels that neighbouring tiles share."""
+    share: float = Field(ge=0, le=1)
+    """Share of pixels whose label is another than with all the context that there is."""
+
+
+class Influence(Frozen):
+    """How far what changes at one place is felt."""
+
+    distance: int = Field(ge=1)
+    """Pixels to the nearest change; 1: it is the next pixel."""
+    labels: float = Field(ge=0, le=1)
+    """Share of pixels at this distance, and up to the next one listed, that got another label."""
+    score: float = Field(ge=0)
+    """Mean over them of the largest change of a score."""
+
+
+class Probe(Frozen):
+    """What `gigamask model probe` measured; `tile: auto` rests on it."""
+
+    date: str
+    """Day, as 2026-11-30."""
+    software: str
+    """Releases that it was measured with."""
+    device: str
+    threads: int = Field(ge=1)
+    """Tiles side by side while costs were measured."""
+    content: str
+    """What the model was shown: an image's file name, or `texture`."""
+    invariant: bool
+    """Whether the answer was found to depend on a pixel's surroundings only."""
+    finding: str
+    """Why, in a sentence with the numbers."""
+    reach: int = Field(ge=0)
+    """Largest distance in px at which any change of the input changed a score at all."""
+    halo: int = Field(ge=0)
+    """Distance in px from which on changes, and a tile's own border, hardly ever change a label: the least overlap."""
+    gradient_radius: dict[str, int] = Field(default_factory=dict)
+    """Share of the gradient's energy -> radius in px that holds it; empty where there is no gradient."""
+    influence: tuple[Influence, ...] = ()
+    """By distance, nearest first: the larger of a change of content and of a tile's own border."""
+    seam_tile: int = Field(ge=1)
+    """Side of the tiles that `seams` were measured with."""
+    seams: tuple[SeamShare, ...] = Field(min_length=1)
+    """By overlap, smallest first; all multiples of what the model takes, so that all tiles have one phase in its stride."""
+    tiles: tuple[TileCost, ...] = ()
+    """By tile, smallest first: what `tile: auto` chooses among."""
+
+    def seam_share(self, tile: int, overlap: int) -> float:
+        """Share of pixels with another label where tiles of `tile` px share `overlap` px, reckoned from `seams`.
+
+        The law: a seam costs what its overlap leaves of it, and there are as many seams as strides. Between measured overlaps
+        it is a straight line, beyond them the nearest one's.
+        """
+        known = [seam.overlap for seam in self.seams]
+        left = [seam.share * (self.seam_tile - seam.overlap) for seam in self.seams]
+        return float(np.interp(overlap, known, left)) / (tile - overlap)
+
+
 class ModelCard(Frozen):
     """What a model expects, what it answers, and where it comes from; `model.json` in its folder."""
 
@@ -70,18 +154,21 @@ class ModelCard(Frozen):
     """Pixel size that it was trained at; None: any."""
     classes: tuple[ClassInfo, ...] = Field(min_length=1, max_length=MAX_CLASSES)
     """Position = code in the mask."""
-    tile: int = Field(default=512, ge=1)
+    tile: int = Field(default=USUAL_TILES[0], ge=1)
     """Side of the square that it should see, in pixels."""
-    overlap: int = Field(default=128, ge=0)
+    overlap: int = Field(default=USUAL_TILES[1], ge=0)
     """Pixels that neighbouring tiles should share."""
     multiple_of: int = Field(default=32, ge=1)
     """Tile sides must be a multiple of this."""
     activation: Literal["softmax", "sigmoid", "none"] = "softmax"
     """From the network's output to scores that may be averaged. `sigmoid`: one output, the second of two classes."""
     translation_invariant: bool = False
-    """Whether the answer at a pixel depends on its surroundings only, and not on where in the tile it lies."""
+    """Whether the answer at a pixel depends on its surroundings only, and not on where in the tile it lies: `tile: auto` is for
+    such models alone."""
     activation_bytes_per_pixel: float = Field(default=0, ge=0)
-    """Peak memory of a forward pass beside weights, per input pixel: measured when the model was saved."""
+    """Peak memory of a forward pass beside weights, per input pixel: reckoned when the model was saved, measured by a probe."""
+    probe: Probe | None = None
+    """What `gigamask model probe` measured; no part of the digest."""
     training: dict[str, Any] = Field(default_factory=dict)
     """How it came about: data, time, validation score. For people; no part of the digest."""
 
@@ -107,11 +194,29 @@ class ModelCard(Frozen):
 
     @property
     def digest(self) -> str:
-        """Hash of all that decides what the model answers: the card without its prose, and the weights' digest."""
-        facts = self.model_dump(
-            mode="json", exclude={"name", "description", "licence", "training", "weights_bytes", "activation_bytes_per_pixel"}
-        )
-        return digest_of(facts)
+        """Hash of all that decides what the model answers: the card without its prose and its costs, and the weights' digest.
+
+        What was found of the receptive field is left out too: it may choose tile and overlap, which a plan's digest has itself.
+        """
+        return digest_of(self.model_dump(mode="json", exclude=NO_ANSWER))
+
+    def activation_bytes(self, tile: int) -> int:
+        """Peak memory of a forward pass of one tile beside weights and input: as measured for this tile, else by its pixels."""
+        measured = {cost.tile: cost.bytes for cost in self.probe.tiles} if self.probe else {}
+        return measured.get(tile, int(tile * tile * self.activation_bytes_per_pixel))
+
+    def advised_overlap(self, tile: int) -> int | None:
+        """Smallest overlap that a probe measured, no smaller than the halo, with which tiles of `tile` px leave no more of
+        their seams than the card's own tiles and overlap do, nor than 512 px and 128; None where none does.
+
+        Larger tiles have fewer seams, so that they need less overlap.
+        """
+        probe = self.probe
+        if probe is None:
+            return None
+        bearable = min(probe.seam_share(own, overlap) for own, overlap in ((self.tile, self.overlap), USUAL_TILES))
+        fitting = (seam.overlap for seam in probe.seams if probe.halo <= seam.overlap <= tile // 2)
+        return next((overlap for overlap in fitting if probe.seam_share(tile, overlap) <= bearable), None)
 
 
 def background(classes: tuple[ClassInfo, ...]) -> int | None:

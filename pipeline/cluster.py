@@ -1,55 +1,28 @@
-"""Where blocks run: in this process or on Dask workers. The only importer of dask."""
+"""Where blocks run: in this process, or on Dask workers that are started here or joined."""
 
 from __future__ import annotations
 
 import importlib
 import logging
 import os
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from queue import Empty, SimpleQueue
 from typing import Any
 from urllib.parse import urlsplit
 
 from pipeline.config import ClassCluster, ClusterConfig, LocalCluster, RemoteCluster, SerialCluster
+from pipeline.dispatch import Outcome, Workers, run_tasks
 from pipeline.errors import ClusterError, ConfigError
 from pipeline.models import cuda_devices
+from pipeline.stop import Stop, stopping_on_signals
+
+__all__ = ["Outcome", "Stop", "Workers", "local_workers", "memory_per_worker", "open_workers", "run_tasks", "stopping_on_signals"]
 
 MIB = 1024**2
-MOST_ATTEMPTS = 3
-"""How often a block is tried before it is failed."""
-LOOK_SECONDS = 5.0
-"""How often it is looked whether there are workers at all, while nothing finishes."""
-WITHOUT_WORKERS_SECONDS = 120.0
-"""How long to wait for a worker when there is none left: batch systems take their time."""
+KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(512 * MIB), "MALLOC_MMAP_THRESHOLD_": str(32 * MIB)}
+"""glibc keeps what a worker frees for its next tile. Dask's own setting gives it back at once; fetching it again, page by page,
+took a third of a worker's time around a cheap model."""
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
-
-
-@dataclass(frozen=True)
-class Workers:
-    """What there is to work with."""
-
-    client: Any | None
-    """Dask client; None where everything happens in this process."""
-    count: int
-    """Workers, or as many as are expected."""
-    threads: int
-    """Threads of the model's arithmetic in each."""
-    memory_bytes: int
-    """Memory that one may take."""
-    description: str
-    """In words, for the report."""
-
-
-@dataclass(frozen=True)
-class Outcome[T]:
-    """How a call ended: with a result, or with the error that its last attempt raised."""
-
-    result: T | None
-    error: BaseException | None
-    attempts: int
 
 
 def memory_per_worker(config: ClusterConfig) -> int:
@@ -78,7 +51,7 @@ def open_workers(config: ClusterConfig) -> Iterator[Workers]:
     memory = memory_per_worker(config)
     if isinstance(config, SerialCluster):
         threads = config.threads or len(os.sched_getaffinity(0))
-        yield Workers(None, 1, threads, memory, "this process")
+        yield Workers(None, 1, threads, memory, "this process", stop=Stop(at_once=True))
         return
     _configure_dask()
     from distributed import Client
@@ -101,72 +74,9 @@ def open_workers(config: ClusterConfig) -> Iterator[Workers]:
                 words = f"{count} workers of {config.cls}"
         except (OSError, RuntimeError, TypeError, ValueError) as e:
             raise ClusterError(f"no workers: {type(e).__name__}: {e}. Check the section cluster of the configuration") from e
-        yield Workers(client, count, threads, memory, words)
-
-
-def run_tasks[Result](
-    function: Callable[..., Result], tasks: Iterable[tuple[str, tuple[Any, ...]]], workers: Workers
-) -> Iterator[tuple[str, Outcome[Result]]]:
-    """Call `function(*arguments)` for every (key, arguments), and yield (key, outcome) as they finish.
-
-    Retries belong to this driver: a task is tried up to three times, the attempt in its Dask key. At most twice as many
-    tasks as there are worker threads are in flight, and their futures are released at once.
-    """
-    if workers.client is None:
-        return ((key, _here(function, arguments)) for key, arguments in tasks)
-    return _there(function, iter(tasks), workers.client)
-
-
-def _here[Result](function: Callable[..., Result], arguments: tuple[Any, ...]) -> Outcome[Result]:
-    error: Exception | None = None
-    for attempt in range(1, MOST_ATTEMPTS + 1):
-        try:
-            return Outcome(function(*arguments), None, attempt)
-        except Exception as e:  # noqa: BLE001 - a failure is data: it reaches the ledger and the report
-            error = e
-    return Outcome(None, error, MOST_ATTEMPTS)
-
-
-def _there[Result](
-    function: Callable[..., Result], tasks: Iterator[tuple[str, tuple[Any, ...]]], client: Any
-) -> Iterator[tuple[str, Outcome[Result]]]:
-    running: dict[Any, tuple[str, tuple[Any, ...], int]] = {}
-    finished: SimpleQueue[Any] = SimpleQueue()
-    seen_workers = time.monotonic()
-
-    def submit(key: str, arguments: tuple[Any, ...], attempt: int) -> None:
-        future = client.submit(function, *arguments, key=f"{function.__name__}-{key}-{attempt}", pure=False, retries=0)
-        running[future] = key, arguments, attempt
-        future.add_done_callback(finished.put)
-
-    def refill() -> None:
-        limit = 2 * max(1, sum(client.nthreads().values()))
-        while len(running) < limit and (task := next(tasks, None)) is not None:
-            submit(*task, attempt=1)
-
-    refill()
-    while running:
-        try:
-            future = finished.get(timeout=LOOK_SECONDS)
-        except Empty:
-            if client.nthreads():
-                seen_workers = time.monotonic()
-            elif time.monotonic() - seen_workers > WITHOUT_WORKERS_SECONDS:
-                raise ClusterError(
-                    f"no worker is left since {WITHOUT_WORKERS_SECONDS:.0f} s, and {len(running)} tasks wait; what is done "
-                    "is kept. Look at the workers' logs, then run the same command again to go on"
-                ) from None
-            continue
-        seen_workers = time.monotonic()
-        key, arguments, attempt = running.pop(future)
-        error = future.exception() if future.status != "finished" else None
-        result = future.result() if error is None else None
-        future.release()
-        if error is not None and attempt < MOST_ATTEMPTS:
-            submit(key, arguments, attempt + 1)
-            continue
-        refill()
-        yield key, Outcome(result, error, attempt)
+        workers = Workers(client, count, threads, memory, words)
+        workers.watch.listen(client)
+        yield workers
 
 
 def _configure_dask() -> None:
@@ -174,21 +84,23 @@ def _configure_dask() -> None:
 
     dask.config.set(
         {
-            "distributed.scheduler.allowed-failures": 1,
+            "distributed.scheduler.allowed-failures": 0,
+            "distributed.deploy.lost-worker-timeout": "120s",
             "distributed.worker.daemon": True,
             "distributed.worker.multiprocessing-method": "spawn",
             "distributed.worker.memory.spill": False,
             "distributed.worker.memory.target": False,
-            "distributed.nanny.pre-spawn-environ": {"MALLOC_TRIM_THRESHOLD_": "65536"},
+            "distributed.worker.memory.pause": False,  # a paused worker would wait for memory that nobody frees
+            "distributed.nanny.pre-spawn-environ": KEEP_MEMORY,
             "distributed.scheduler.work-stealing": True,
-            "logging": {"distributed": "error", "distributed.worker": "error", "distributed.nanny": "error"},
+            "logging": {"distributed": "error", "distributed.scheduler": "critical", "distributed.worker": "critical"},
         }
     )
 
 
 def _local_cluster(config: LocalCluster, count: int, memory: int) -> Any:
     """Nannies on loopback; where there are GPUs, each worker sees one of them."""
-    from distributed import Nanny, Scheduler, SpecCluster
+    from pipeline.nannies import local_cluster
 
     gpus = cuda_devices()
     options = {
@@ -198,18 +110,9 @@ def _local_cluster(config: LocalCluster, count: int, memory: int) -> Any:
         "dashboard": False,
         "silence_logs": logging.ERROR,
     }
-    workers = {
-        index: {
-            "cls": Nanny,
-            "options": options | ({"env": {"CUDA_VISIBLE_DEVICES": gpus[index % len(gpus)]}} if gpus else {}),
-        }
-        for index in range(count)
-    }
-    scheduler = {
-        "cls": Scheduler,
-        "options": {"host": "127.0.0.1", "port": 0, "dashboard": config.dashboard, "dashboard_address": "127.0.0.1:0"},
-    }
-    return SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.ERROR, name="gigamask")
+    workers = [options | ({"env": {"CUDA_VISIBLE_DEVICES": gpus[index % len(gpus)]}} if gpus else {}) for index in range(count)]
+    scheduler = {"host": "127.0.0.1", "port": 0, "dashboard": config.dashboard, "dashboard_address": "127.0.0.1:0"}
+    return local_cluster(workers, scheduler)
 
 
 def _remote_client(config: RemoteCluster) -> Any:

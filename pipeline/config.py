@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 import difflib
+import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from pipeline.errors import ConfigError
 from pipeline.image import Resolution
+from pipeline.statistics.measures import CLASS_MEASURES, MEASURES
+
+LAST_ACCEPTED, NO_BASELINE = "last-accepted", "none"
+LARGEST_TOLERANCE_PX = 16
+"""What lies farther apart is no question of a border's place."""
 
 
 class Section(BaseModel):
@@ -34,19 +52,86 @@ class ArchiveConfig(Section):
     """`header`: what the file declares; `none`: every pixel is real; a number (or one a band): that value is filling."""
 
 
+def _label_value(value: Any) -> Any:
+    """A label value as it is compared: whole numbers as numbers, nothing as the text null."""
+    if isinstance(value, bool):
+        raise ValueError("YAML reads yes, no, on and off as truth values: write the label value in quotes, such as 'yes'")
+    if isinstance(value, str):
+        return int(value) if re.fullmatch(r"0|-?[1-9]\d*", value) else value
+    return "null" if value is None else value
+
+
+LabelValue = Annotated[int | str, BeforeValidator(_label_value)]
+"""What stands for a class in labels: a number of a raster, a number or text in a field of polygons."""
+
+
 class TruthConfig(Section):
-    """Reference labels and what their values mean."""
+    """Reference labels, a raster or polygons, and what their values mean."""
 
     pattern: str | None = None
-    """Where the labels of an image lie: `{stem}` is the image's file name without suffix, `{dir}` its folder."""
-    classes: dict[int, str] | None = None
-    """Label value -> class name of the model. Default: what the model card says."""
-    ignore: list[int] = Field(default_factory=list)
-    """Label values that mean `not labelled`, beside the file's nodata."""
+    """Where the labels of an image lie: `{stem}` is the image's file name without suffix, `{dir}` its folder. Polygons may also
+    lie in one file for all images."""
+    classes: dict[LabelValue, str] | None = None
+    """Label value -> class name of the model; several values may be one class. Default: what the model card says. With `"*"`, of
+    polygons: every other value."""
+    ignore: list[LabelValue] = Field(default_factory=list)
+    """Label values that mean `not labelled`, beside a raster's nodata. `"*"`, of polygons: every other value."""
     resample: Literal["nearest"] | None = None
-    """Take labels that lie on another grid by nearest neighbour; without it another grid is an error."""
+    """Take label rasters that lie on another grid by nearest neighbour; without it another grid is an error."""
     max_unknown_share: float = Field(default=0.05, ge=0, le=1)
-    """Largest share of an image's labelled pixels with values that are no class and not ignored; above it is an error."""
+    """Largest share of an image's labelled pixels with values that are no class and not ignored; above it is an error. Of
+    polygons any such value is one."""
+    area: str | None = None
+    """Pattern, as `pattern`, of polygons inside of which labels were drawn: outside nothing is labelled. Without it polygons
+    as labels speak for the whole image."""
+    area_layer: str | None = None
+    """Layer of that file, where it has several."""
+    layer: str | None = None
+    """Of polygons: the layer, where the file has several."""
+    field: str | None = None
+    """Of polygons: the attribute that names the class of each."""
+    constant: str | None = None
+    """Of polygons: the class of all of them. Default, without `field`: the model's one class beside `background`."""
+    background: str | None = None
+    """Of polygons: class of pixels whose centre lies in none of them, or `none` for not labelled. Default: the class `background`
+    where the model has one, else not labelled."""
+    buffer_m: float | None = Field(default=None, allow_inf_nan=False)
+    """Of polygons: let each grow by so many metres on the ground, or shrink where it is below 0. Points and lines, which are
+    refused without it, become discs and strips."""
+    crs: str | None = None
+    """Of polygons: coordinate system of `pattern`, instead of what the file says, such as EPSG:32637; or `pixel`: columns and
+    rows of the image, also in `area`."""
+
+    @model_validator(mode="after")
+    def _one_meaning(self) -> TruthConfig:
+        if self.field is not None and self.constant is not None:
+            raise ValueError(f"give either field ({self.field}) or constant ({self.constant}): a polygon has one class")
+        return self
+
+    @property
+    def numbered(self) -> dict[int, str] | None:
+        """`classes`, of those values that a raster can hold."""
+        return None if self.classes is None else {v: name for v, name in self.classes.items() if isinstance(v, int)}
+
+    @property
+    def ignored(self) -> set[int]:
+        """`ignore`, of those values that a raster can hold."""
+        return {value for value in self.ignore if isinstance(value, int)}
+
+    def located(self, at_root: Callable[[str], str]) -> TruthConfig:
+        """The same with patterns as absolute paths."""
+        patterns = {"pattern": self.pattern, "area": self.area}
+        return self.model_copy(update={name: at_root(p) if p else None for name, p in patterns.items()})
+
+
+class ScoringConfig(Section):
+    """What is measured of a mask beside its confusion counts."""
+
+    boundary_px: tuple[Annotated[int, Field(ge=1, le=LARGEST_TOLERANCE_PX)], ...] = Field(default=(1, 2, 4), max_length=8)
+    """Tolerances of borders between classes, in working pixels; none: [], and that time is saved."""
+    boundary_m: tuple[Annotated[float, Field(gt=0)], ...] = Field(default=(), max_length=8)
+    """The same in metres (a micrometre is 1e-6); left out for images of unknown pixel size, and where they are more than 16
+    pixels."""
 
 
 class ModelConfig(Section):
@@ -63,6 +148,9 @@ class ModelConfig(Section):
     one tile a thread, so give at least as many as a worker has threads."""
     test_time_flips: Literal[1, 2, 4, 8] = 1
     """Mean over so many of the square's symmetries (1: as it is, 8: all): steadier, and that many times the work."""
+    compile: bool = False
+    """Let torch.compile make the network into a program for the tile's shape: minutes once a worker, quicker from then on.
+    Needs a C++ compiler; worth trying on GPUs."""
     trust_code: bool = False
     """Allow models that run code of their own (adapter `callable`, TorchScript)."""
 
@@ -70,10 +158,11 @@ class ModelConfig(Section):
 class TilingConfig(Section):
     """How images are cut and put together again."""
 
-    tile: int | None = Field(default=None, ge=1)
-    """Side of a tile in px; default: the card's."""
+    tile: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
+    """Side of a tile in px; default: the card's. `auto`: of the sizes that `gigamask model probe DIR --write` measured, the one
+    that takes least time for the image and fits a worker's memory."""
     overlap: int | None = Field(default=None, ge=0)
-    """Shared px of neighbouring tiles; default: the card's."""
+    """Shared px of neighbouring tiles; default: the card's, with `tile: auto` what the probe advised."""
     blend: Literal["hann", "crop"] = "hann"
     """`hann`: weighted mean of all tiles at a pixel; `crop`: the tile whose centre is nearest."""
     block: int | Literal["auto"] = "auto"
@@ -83,7 +172,7 @@ class TilingConfig(Section):
 
     @model_validator(mode="after")
     def _tiles_advance(self) -> TilingConfig:
-        if self.tile is not None and self.overlap is not None and self.overlap >= self.tile:
+        if isinstance(self.tile, int) and self.overlap is not None and self.overlap >= self.tile:
             raise ValueError(f"overlap {self.overlap} must be below tile {self.tile}, or no tile comes after the first")
         if isinstance(self.block, int) and self.block < 64:
             raise ValueError(f"block {self.block} is too small: choose 64 or more, or auto")
@@ -275,6 +364,87 @@ class ReportConfig(Section):
     """Longer side of the pictures."""
     max_quicklooks: int = Field(default=50, ge=0)
     """Images with a picture, worst first."""
+    baseline: str = Field(default=LAST_ACCEPTED, min_length=1)
+    """The run that this one is held against: `last-accepted` (of the same name, with all gates passed), the id of a run in
+    `output`, the path of another run's folder (with a slash: ./runs/x), or `none`."""
+
+
+class StatisticsConfig(Section):
+    """How sure scores are."""
+
+    unit: Literal["auto", "image", "group"] = "auto"
+    """What chance is reckoned over, never tiles: `group`, the manifest's column of that name, where images of a patient, site or
+    flight are alike; `image`; or `auto`: groups where the manifest has them."""
+    resamples: int = Field(default=2000, ge=2000, le=100_000)
+    """Of the bootstrap."""
+    seed: int = Field(default=0, ge=0)
+
+
+class GateConfig(Section):
+    """What is asked of one score before a run counts as good."""
+
+    min: float | None = Field(default=None, ge=-1, le=1)
+    """Floor: the run fails below it, and is inconclusive where its interval reaches below it."""
+    max_drop: float | None = Field(default=None, ge=0, le=2)
+    """Margin against the baseline, in the score's own scale: the run fails where the whole interval of the difference lies below
+    it, and is inconclusive where a part does."""
+
+    @model_validator(mode="after")
+    def _something(self) -> GateConfig:
+        if self.min is None and self.max_drop is None:
+            raise ValueError("asks nothing: give min, max_drop or both")
+        return self
+
+
+def _gate_name(name: str) -> str:
+    metric, slash, of = name.partition("/")
+    known = CLASS_MEASURES if slash else MEASURES
+    if metric not in known or (slash and not of):
+        near = difflib.get_close_matches(metric.lower(), known, n=1)
+        hint = f"Did you mean {near[0]}{slash}{of or 'building' * len(slash)}? " if near else ""
+        raise ValueError(
+            f"{name!r} is no score. {hint}There are {', '.join(MEASURES)}; of a class, as in iou/building, "
+            f"{', '.join(CLASS_MEASURES)}"
+        )
+    return name
+
+
+GateName = Annotated[str, AfterValidator(_gate_name)]
+"""`miou`, or with a class `iou/building`: all that follows the first slash is the class's name."""
+
+
+class FaultsConfig(Section):
+    """What a run does when something goes wrong."""
+
+    max_failed_fraction: float = Field(default=0.5, ge=0, le=1)
+    """Largest share of an image's pixels that may have failed; with more the mask is not published, and the image is failed."""
+    attempts: int = Field(default=3, ge=1, le=10)
+    """How often a block is tried before its pixels are failed."""
+    deadline_s: float | Literal["auto", "none"] = "auto"
+    """How long a block may take, loading the model with it, before its worker is given up and it is tried elsewhere. `auto`:
+    twenty times what the blocks of the run took so far (the median), but at least ten minutes."""
+    min_free_gib: float = Field(default=1.0, ge=0)
+    """Space that must stay free on the output's disk beside what the run is expected to write."""
+
+    @model_validator(mode="after")
+    def _time_passes(self) -> FaultsConfig:
+        if isinstance(self.deadline_s, float) and self.deadline_s <= 0:
+            raise ValueError(f"deadline_s {self.deadline_s:g} must be above 0, auto or none")
+        return self
+
+
+class HooksConfig(Section):
+    """Who is told how a run has ended: a web address, a command, or both."""
+
+    on: list[Literal["success", "failure", "crash", "cancellation"]] = ["failure", "crash", "cancellation"]
+    """success: exit code 0; failure: any other, with a report; crash: the run broke off; cancellation: Ctrl-C, SIGTERM, or
+    cancelled in Prefect."""
+    webhook: str | None = Field(default=None, pattern=r"^https?://\S+$")
+    """Gets a POST with a small JSON document."""
+    command: list[str] | None = Field(default=None, min_length=1)
+    """Program and arguments, started without a shell; gets the same JSON on its standard input."""
+    timeout_s: float = Field(default=30, gt=0)
+    """How long either may take. Their failures are told and change nothing."""
 
 
 class Config(Section):
@@ -288,13 +458,26 @@ class Config(Section):
     """Folder for masks, ledger and reports."""
     archive: ArchiveConfig
     truth: TruthConfig = TruthConfig()
+    scoring: ScoringConfig = ScoringConfig()
     model: ModelConfig
     resolution: Resolution | Literal["card", "native"] = "card"
     """Size of the working pixels: the model card's, the image's own, or this."""
     tiling: TilingConfig = TilingConfig()
     cluster: ClusterConfig = LocalCluster()
+    faults: FaultsConfig = FaultsConfig()
+    hooks: HooksConfig = HooksConfig()
     report: ReportConfig = ReportConfig()
+    statistics: StatisticsConfig = StatisticsConfig()
+    gates: dict[GateName, GateConfig] = Field(default_factory=dict)
+    """What a run must reach: exit code 3 where a gate fails, 4 where one cannot be decided."""
     train: TrainConfig | None = None
+
+    @model_validator(mode="after")
+    def _comparable(self) -> Config:
+        asking = [name for name, gate in self.gates.items() if gate.max_drop is not None]
+        if asking and self.report.baseline == NO_BASELINE:
+            raise ValueError(f"gates.{asking[0]}.max_drop needs an earlier run, and report.baseline is none")
+        return self
 
     def located(self, folder: Path) -> Config:
         """This config with every path absolute, taken from `folder`, the config file's own."""
@@ -307,13 +490,15 @@ class Config(Section):
             return at_root(value) if isinstance(value, str) else [at_root(v) for v in value]
 
         archive = self.archive.model_copy(update={"images": images(self.archive.images)})
-        pattern = self.truth.pattern
-        truth = self.truth.model_copy(update={"pattern": at_root(pattern) if pattern else None})
+        truth = self.truth.located(at_root)
         model = self.model.model_copy(update={"path": (folder / self.model.path).resolve()})
         train = self.train
         if train is not None:
             labels = at_root(train.labels) if train.labels else truth.pattern
             train = train.model_copy(update={"images": images(train.images), "labels": labels})
+        report = self.report
+        if "/" in report.baseline:
+            report = report.model_copy(update={"baseline": str((folder / report.baseline).resolve())})
         return self.model_copy(
             update={
                 "root": root,
@@ -321,6 +506,7 @@ class Config(Section):
                 "archive": archive,
                 "truth": truth,
                 "model": model,
+                "report": report,
                 "train": train,
             }
         )
@@ -361,7 +547,7 @@ _TAGS = {"serial", "local", "address", "class"}
 def _explain(where: str, error: Any) -> str:
     """One line a user can act on for one of pydantic's errors."""
     parts = [p for i, p in enumerate(error["loc"]) if not (i == 1 and error["loc"][0] == "cluster" and p in _TAGS)]
-    key = ".".join(str(p) for p in parts) or "(file)"
+    key = ".".join(str(p) for p in parts if p != "[key]") or "(file)"
     value = error.get("input")
     if error["type"] == "extra_forbidden":
         section = _section(error["loc"][:-1])
@@ -371,19 +557,26 @@ def _explain(where: str, error: Any) -> str:
         return f"{where}: {key}: unknown key. {fix}"
     if error["type"] == "missing":
         return f"{where}: {key}: is missing and has no default"
-    return f"{where}: {key}: {error['msg'].removeprefix('Value error, ')} (given: {value!r})"
+    told = parts and parts[-1] != "webhook"  # an address may hold a secret
+    given = f" (given: {value!r})" if told else ""
+    return f"{where}: {key}: {error['msg'].removeprefix('Value error, ')}{given}"
 
 
 def _section(loc: tuple[Any, ...]) -> type[BaseModel] | None:
     """The section at `loc`; None where the path leads through something else."""
     section: Any = Config
+    named = False  # whether the next part is a name that the user chose
     clusters = {"serial": SerialCluster, "local": LocalCluster, "address": RemoteCluster, "class": ClassCluster}
     for part in loc:
         if part in clusters and section is None:
             section = clusters[part]
             continue
+        if named:
+            named = False
+            continue
         field = section.model_fields.get(part) if section is not None else None
         annotation: Any = field.annotation if field else None
+        named = get_origin(annotation) is dict
         options = [annotation, *getattr(annotation, "__args__", ())]
         section = next((a for a in options if isinstance(a, type) and issubclass(a, Section)), None)
         if part == "cluster":

@@ -14,8 +14,6 @@ Counts = NDArray[np.int64]
 """`counts[reference, prediction]`, shape (K + 1, K + 2): rows 0...K-1 reference classes, row K not labelled; columns
 0...K-1 predicted classes, column K failed, column K + 1 no data. The sum over all is the number of pixels."""
 
-_PIECE = 1 << 20
-
 
 def no_counts(classes: int) -> Counts:
     """The counts of no pixels: what sums start from."""
@@ -32,35 +30,21 @@ def count(reference: NDArray[np.unsignedinteger], mask: NDArray[np.unsignedinteg
     """
     if reference.shape != mask.shape:
         raise ValueError(f"reference {reference.shape} and mask {mask.shape} are not the same window")
+    from pipeline import kernels
+
     codes = mask_codes(classes)
-    _check_codes("reference", reference, classes)
-    _check_codes("mask", mask, codes.no_data)
-    cells = (classes + 1) * (classes + 2)
-    joint_type = np.dtype(np.uint16 if cells <= 1 << 16 else np.uint32)
-    column = np.full(codes.no_data + 1, classes + 2, joint_type)
-    column[:classes] = np.arange(classes)
-    column[codes.failed], column[codes.no_data] = classes, classes + 1
-    total = np.zeros(cells, np.int64)
-    flat_reference, flat_mask = reference.reshape(-1), mask.reshape(-1)
-    for start in range(0, flat_mask.size, _PIECE):
-        cols = column[flat_mask[start : start + _PIECE]]
-        if cols.max() > classes + 1:
-            stray = int(flat_mask[start + int(cols.argmax())])
-            raise ValueError(
-                f"mask holds {stray}: codes of {classes} classes are 0...{classes - 1}, {codes.failed}, {codes.no_data}"
-            )
-        joint = flat_reference[start : start + _PIECE].astype(joint_type)
-        joint *= classes + 2
-        joint += cols
-        total += np.bincount(joint, minlength=cells)
-    return total.reshape(classes + 1, classes + 2)
-
-
-def _check_codes(what: str, values: NDArray[np.unsignedinteger], highest: int) -> None:
-    if values.dtype.kind not in "iu":
-        raise ValueError(f"{what} of type {values.dtype} holds no codes: whole numbers are meant")
-    if values.size and (values.min() < 0 or values.max() > highest):
-        raise ValueError(f"{what} holds codes {values.min()}...{values.max()}; 0...{highest} are known")
+    if mask.dtype != codes.dtype or reference.dtype.kind not in "iu":
+        raise ValueError(f"reference of {reference.dtype} and mask of {mask.dtype}: codes of {classes} classes are {codes.dtype}")
+    if reference.size and (reference.min() < 0 or reference.max() > classes):
+        raise ValueError(f"reference holds codes {reference.min()}...{reference.max()}; 0...{classes} are known")
+    place = np.full(codes.no_data + 1, -1, np.int32)
+    place[:classes] = np.arange(classes)
+    place[codes.failed], place[codes.no_data] = classes, classes + 1
+    cells = np.zeros((classes + 1) * (classes + 2), np.int64)
+    stray = kernels.count(reference.reshape(-1), mask.reshape(-1), place, classes + 2, cells)
+    if stray >= 0:
+        raise ValueError(f"mask holds {stray}: codes of {classes} classes are 0...{classes - 1}, {codes.failed}, {codes.no_data}")
+    return cells.reshape(classes + 1, classes + 2)
 
 
 @dataclass(frozen=True)

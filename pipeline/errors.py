@@ -25,6 +25,10 @@ class SourceError(GigamaskError):
     """An image cannot be opened or read."""
 
 
+class ChangedError(GigamaskError):
+    """A file is no longer the one that was planned: what was made of it so far and what would follow do not belong together."""
+
+
 class TruthError(GigamaskError):
     """Reference labels cannot be read, or do not fit the image that they are meant for."""
 
@@ -37,5 +41,25 @@ class StoreError(GigamaskError):
     """A mosaic store or ledger is missing, damaged, or already there."""
 
 
-class ClusterError(GigamaskError):
+class RunEndedError(GigamaskError):
+    """The run cannot go on. What is done is kept, and the same command goes on from there."""
+
+
+class ClusterError(RunEndedError):
     """Workers cannot be had, or were lost."""
+
+
+class OutputError(RunEndedError):
+    """The output folder takes no more: full, read-only, gone, or held by another run."""
+
+
+class InterruptedRunError(RunEndedError):
+    """Somebody asked the run to end: Ctrl-C, SIGTERM, or a cancellation."""
+
+    def __init__(self, signum: int, text: str) -> None:
+        super().__init__(signum, text)
+        self.exit_code = 128 + signum
+        """As shells and systemd know it: 130 after SIGINT, 143 after SIGTERM."""
+
+    def __str__(self) -> str:
+        return str(self.args[1])

@@ -53,6 +53,11 @@ class Window:
         """Index of this window in an array of the whole level."""
         return slice(self.row, self.row_stop), slice(self.col, self.col_stop)
 
+    def inside(self, other: Window) -> tuple[slice, slice]:
+        """Index of this window in an array of `other`, which covers it."""
+        row, col = self.row - other.row, self.col - other.col
+        return slice(row, row + self.height), slice(col, col + self.width)
+
     def touches(self, other: Window) -> bool:
         """Whether the two share at least one pixel."""
         return self.row < other.row_stop and other.row < self.row_stop and self.col < other.col_stop and other.col < self.col_stop

@@ -6,12 +6,18 @@ import hashlib
 import math
 import re
 from pathlib import PurePath
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Affine6 = tuple[float, float, float, float, float, float]
 """(a, b, c, d, e, f): x = a * col + b * row + c, y = d * col + e * row + f, for pixel corners (affine.Affine order)."""
+
+
+METRES = {"metre": 1.0, "micrometre": 1e-6}
+"""Units of length -> metres."""
+LEVEL_SLACK = 0.01
+"""Share by which a level's pixels may be larger than those asked for and still be taken: its downsample is never quite whole."""
 
 
 class Frozen(BaseModel):
@@ -31,6 +37,10 @@ class ImageSpec(Frozen):
     """Patient, site or flight: the unit of statistics, where images are not independent."""
     strata: dict[str, str] = Field(default_factory=dict)
     """Other manifest columns, kept for breakdowns."""
+    mpp: tuple[float, float] | None = None
+    """Size (row, col) of a native pixel in micrometres, where the manifest or archive.mpp states it; the file is not asked then."""
+    area: str | None = None
+    """Absolute path of the polygons or mask raster outside of which the image is no data; None where none was named."""
 
     @property
     def stem(self) -> str:
@@ -49,14 +59,14 @@ class SourceInfo(Frozen):
 
     uri: str
     """Absolute path."""
-    reader: Literal["raster"] = "raster"
-    """Which reader opens it."""
+    reader: Literal["raster", "slide"] = "raster"
+    """Which reader opens it: GDAL's rasters, or OpenSlide's slides."""
     driver: str
-    """The format's short name in its reader, such as GTiff."""
+    """The format's short name in its reader, such as GTiff or aperio."""
     size_bytes: int
-    """Size of the file: with `mtime_ns` its identity."""
+    """Size of the file and of those that belong to it: with `mtime_ns` its identity."""
     mtime_ns: int
-    """Time of last change, in nanoseconds."""
+    """Latest change of these, in nanoseconds."""
     height: int
     """Rows."""
     width: int
@@ -78,43 +88,92 @@ class SourceInfo(Frozen):
     transform: Affine6 | None = None
     """Pixel corners to CRS units; None where the file has no georeference."""
     pixel_size_m: tuple[float, float] | None = None
-    """Ground size (row, col) of a pixel in metres; at the image's centre where the CRS is geographic."""
+    """Size (row, col) of a pixel in metres: on the ground, at the image's centre where the CRS is geographic; of a slide, on it."""
+    pixel_size_from: str | None = None
+    """Where the size was found, for microscopy: `stated`, the name of a property or tag, `objective power`. None: georeference."""
+    pixel_size_error: str | None = None
+    """Why a size that the file states is not believed."""
+    levels: tuple[tuple[int, int], ...] = ()
+    """(height, width) of each level of a slide's pyramid, full resolution first; empty where only that is read."""
+    background: tuple[int, int, int] | None = None
+    """Colour (red, green, blue) that a slide shows where it was not scanned; None for rasters."""
 
 
 class Resolution(Frozen):
-    """Size of a working pixel."""
+    """Size of a working pixel. `{mpp: 0.5}` is short for 0.5 micrometres; `{mpp: [0.25, 0.5]}` takes a level that a slide has."""
 
     size: float = Field(gt=0)
     """Side of a pixel in `unit`."""
-    unit: Literal["metre", "source-pixel"] = "metre"
-    """`source-pixel`: a multiple of the image's own pixel, for images without georeference."""
+    unit: Literal["metre", "micrometre", "source-pixel"] = "metre"
+    """`source-pixel`: a multiple of the image's own pixel, for images of unknown pixel size."""
     tolerance: float = Field(default=0.05, ge=0, lt=1)
-    """Relative difference up to which an image's own pixels are used as they are, without resampling."""
+    """Relative difference up to which an image's own pixels, or those of a level, are used as they are, without resampling."""
+    accepted: tuple[float, ...] = ()
+    """Where given, in `unit`: pixels are those of the first level that has one of these sizes, and nothing is resampled."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_mpp(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or "mpp" not in data:
+            return data
+        given = {"size", "unit", "accepted"} & data.keys()
+        if given:
+            raise ValueError(f"give either mpp or {', '.join(sorted(given))}: both say how large a pixel is")
+        mpp, rest = data["mpp"], {key: value for key, value in data.items() if key != "mpp"}
+        if not isinstance(mpp, list | tuple):
+            return {**rest, "size": mpp, "unit": "micrometre"}
+        if not mpp:
+            raise ValueError("mpp names no size: give micrometres, such as 0.5 or [0.25, 0.5]")
+        return {**rest, "size": mpp[0], "unit": "micrometre", "accepted": tuple(mpp)}
+
+    @property
+    def size_m(self) -> float | None:
+        """Side in metres; None where it is a multiple of the image's own pixel."""
+        return None if self.unit == "source-pixel" else self.size * METRES[self.unit]
 
     def __str__(self) -> str:
-        return f"{self.size:g} m" if self.unit == "metre" else f"{self.size:g} source pixels"
+        name = {"metre": "m", "micrometre": "µm", "source-pixel": "source pixels"}[self.unit]
+        return " or ".join(f"{size:g}" for size in self.accepted or (self.size,)) + f" {name}"
 
 
 class WorkingGrid(Frozen):
-    """The pixels that are segmented: the native grid, or one resampled from it once."""
+    """The pixels that are segmented: those of a level as they are stored, or resampled from one once."""
 
     height: int
     """Rows at working resolution."""
     width: int
     """Columns at working resolution."""
     scale_row: float = 1.0
-    """Native rows a working row; 1.0 exactly where nothing is resampled."""
+    """Native rows a working row, of the image at full resolution."""
     scale_col: float = 1.0
     """Native columns a working column."""
+    level: int = 0
+    """Level of the source's pyramid that pixels are made from; 0 is full resolution."""
+    down_row: float = 1.0
+    """Native rows a row of that level."""
+    down_col: float = 1.0
+    """Native columns a column of that level."""
     crs_wkt: str | None = None
     """As the source's."""
     transform: Affine6 | None = None
     """Working pixel corners to CRS units; None without georeference."""
+    pixel_size_m: tuple[float, float] | None = None
+    """Size (row, col) of a working pixel in metres; None where the image does not tell."""
 
     @property
-    def native(self) -> bool:
-        """Whether working pixels are the image's own."""
-        return self.scale_row == 1.0 and self.scale_col == 1.0
+    def step_row(self) -> float:
+        """Level rows a working row; 1.0 exactly where nothing is resampled."""
+        return self.scale_row / self.down_row
+
+    @property
+    def step_col(self) -> float:
+        """Level columns a working column."""
+        return self.scale_col / self.down_col
+
+    @property
+    def as_stored(self) -> bool:
+        """Whether working pixels are those of the level, without resampling."""
+        return self.step_row == 1.0 and self.step_col == 1.0
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -123,31 +182,60 @@ class WorkingGrid(Frozen):
 
 
 def working_grid(info: SourceInfo, resolution: Resolution | None) -> WorkingGrid | None:
-    """The grid on which `info` is worked at `resolution` (None: native); None when metres are asked of an image
-    that has no georeference.
+    """The grid on which `info` is worked at `resolution` (None: native); None where a length is asked of an image whose pixels
+    have no known size, or one of several levels of an image that has none of them.
 
-    Working pixel (i, j) covers native rows [i * scale_row, (i + 1) * scale_row): the corner stays, the last pixel may
-    reach over the edge by less than half of itself.
+    Pixels come from the coarsest level that is at least as fine as asked for, within LEVEL_SLACK: as they are where they have
+    about that size, else resampled once. Working pixel (i, j) covers native rows [i * scale_row, (i + 1) * scale_row): the
+    corner stays, the last pixel may reach over the edge by less than half of itself.
     """
-    scale_row = scale_col = 1.0
-    if resolution is not None and resolution.unit == "source-pixel":
-        scale_row = scale_col = resolution.size
-    elif resolution is not None:
-        if info.pixel_size_m is None:
-            return None
-        scale_row, scale_col = (resolution.size / metres for metres in info.pixel_size_m)
-    tolerance = resolution.tolerance if resolution is not None else 0.0
-    if max(abs(scale_row - 1), abs(scale_col - 1)) <= tolerance:
-        scale_row = scale_col = 1.0
+    if resolution is None:
+        return _grid(info, 1.0, 1.0, 0.0)
+    if resolution.size_m is None:
+        return _grid(info, resolution.size, resolution.size, resolution.tolerance)
+    if info.pixel_size_m is None:
+        return None
+    for size in resolution.accepted or (resolution.size,):
+        rows, cols = (size * METRES[resolution.unit] / metres for metres in info.pixel_size_m)
+        grid = _grid(info, rows, cols, resolution.tolerance)
+        if grid.as_stored or not resolution.accepted:
+            return grid
+    return None
+
+
+def level_shapes(info: SourceInfo) -> tuple[tuple[int, int], ...]:
+    """(height, width) of each level that may be read, full resolution first."""
+    return info.levels or ((info.height, info.width),)
+
+
+def _grid(info: SourceInfo, scale_row: float, scale_col: float, tolerance: float) -> WorkingGrid:
+    """The grid of `scale_row` x `scale_col` native pixels a working pixel, or of a level of about that size."""
+    shapes = level_shapes(info)
+    downs = [(1.0, 1.0), *((info.height / height, info.width / width) for height, width in shapes[1:])]
+    off = [max(abs(scale_row / row - 1), abs(scale_col / col - 1)) for row, col in downs]
+    stored = min(off) <= tolerance
+    fine = [i for i, (r, c) in enumerate(downs) if r <= scale_row * (1 + LEVEL_SLACK) and c <= scale_col * (1 + LEVEL_SLACK)]
+    level = off.index(min(off)) if stored else max(fine, default=0)
+    down_row, down_col = downs[level]
+    if stored:
+        (height, width), scale_row, scale_col = shapes[level], down_row, down_col
+    else:
+        height = max(1, math.floor(info.height / scale_row + 0.5))
+        width = max(1, math.floor(info.width / scale_col + 0.5))
     transform = info.transform
     if transform is not None:
         a, b, c, d, e, f = transform
         transform = (a * scale_col, b * scale_row, c, d * scale_col, e * scale_row, f)
+    size = info.pixel_size_m
     return WorkingGrid(
-        height=max(1, math.floor(info.height / scale_row + 0.5)),
-        width=max(1, math.floor(info.width / scale_col + 0.5)),
+        height=height,
+        width=width,
         scale_row=scale_row,
         scale_col=scale_col,
+        level=level,
+        down_row=down_row,
+        down_col=down_col,
         crs_wkt=info.crs_wkt,
         transform=transform,
+        pixel_size_m=None if size is None else (size[0] * scale_row, size[1] * scale_col),
     )

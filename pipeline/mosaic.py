@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
 from math import ceil
 from pathlib import Path
+from secrets import token_hex
 from typing import Any, cast
 
+import google_crc32c
 import numpy as np
 import zarr
+from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
+from pydantic_core import to_json
 from zarr.codecs import ZstdCodec
+from zarr.core.buffer import Buffer
+from zarr.storage import MemoryStore
 
 from pipeline import __version__
 from pipeline.codes import mask_codes
-from pipeline.errors import StoreError
+from pipeline.errors import OutputError, StoreError
 from pipeline.grid import Window, blocks
 from pipeline.image import WorkingGrid
 from pipeline.plan import MaskFacts, Plan
+from pipeline.records import ShardRecord
 
 Labels = NDArray[np.unsignedinteger]
 SMALLEST_LEVEL_PX = 1024
 """The pyramid ends at the first level whose longer side is not above this."""
+SMALLEST_SHARD, TOP_SHARD, TOP_CHUNK = 128, 4096, 512
+"""Sides in px: the smallest shard that is worth a file, and shards and chunks of levels that mix blocks."""
+DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO})
+"""What the system says where a disk is full, over quota, read-only, not ours or broken."""
 NO_DATA_NAME, FAILED_NAME = "no data", "failed"
 _CONVENTIONS = {
     "proj:": "f17cb550-5864-4468-aeb7-f3180cfb622f",
@@ -37,44 +53,157 @@ def create(path: Path, plan: Plan) -> None:
         raise StoreError(f"{path} exists: a mosaic is never written over. Remove it, or choose another output")
     draft = path.with_name(f"{path.name}.new")
     remove(draft)
-    _lay_out(draft, plan)
-    draft.rename(path)
+    with writing(path):
+        _lay_out(draft, plan)
+        draft.rename(path)
 
 
 def _lay_out(path: Path, plan: Plan) -> None:
-    root = zarr.create_group(path, zarr_format=3, attributes=_attributes(plan))
+    """Write the documents of an empty mosaic: each once and whole, where zarr takes a round trip for every attribute."""
+    path.mkdir()
+    for name, document in documents(plan).items():
+        folder = path / name
+        folder.mkdir(exist_ok=not name)
+        (folder / "zarr.json").write_bytes(to_json(document, indent=2))
+    for name, centres in _centres(plan.grid).items():
+        chunk = path / name / "c"
+        chunk.mkdir()
+        (chunk / "0").write_bytes(centres.tobytes())
+
+
+def documents(plan: Plan) -> dict[str, dict[str, Any]]:
+    """`zarr.json` of each group and array of the mosaic for `plan`, by path inside the store, parents first."""
     grid, codes = plan.grid, mask_codes(plan.classes)
     labels = [c.name for c in plan.card.classes]
+    found = {"": _group(_attributes(plan))}
     for level in range(levels(grid.height, grid.width)):
-        group = root.create_group(str(level))
-        height, width = level_shape(grid, level)
-        _array(group, "mask", plan, (height, width), codes.dtype, codes.no_data).attrs.update(
-            {
-                "grid_mapping": "spatial_ref",
-                "coordinates": "spatial_ref",
-                **({"_CRS": {"wkt": grid.crs_wkt}} if grid.crs_wkt else {}),
-                "flag_values": [*range(len(labels)), codes.failed, codes.no_data],
-                "flag_meanings": " ".join(name.replace(" ", "_") for name in [*labels, FAILED_NAME, NO_DATA_NAME]),
-                "nodata": codes.no_data,
-                "long_name": "class",
-            }
-        )
+        found[str(level)] = _group({})
+        shape = level_shape(grid, level)
+        classes = {
+            "grid_mapping": "spatial_ref",
+            "coordinates": "spatial_ref",
+            **({"_CRS": {"wkt": grid.crs_wkt}} if grid.crs_wkt else {}),
+            "flag_values": [*range(len(labels)), codes.failed, codes.no_data],
+            "flag_meanings": " ".join(name.replace(" ", "_") for name in [*labels, FAILED_NAME, NO_DATA_NAME]),
+            "nodata": codes.no_data,
+            "long_name": "class",
+        }
+        found[f"{level}/mask"] = _raster(tiling(plan, level), shape, codes.dtype, codes.no_data, classes)
         if level == 0 and plan.store_confidence:
-            _array(group, "confidence", plan, (height, width), "uint8", 0).attrs.update(
-                {"grid_mapping": "spatial_ref", "long_name": "probability of the winning class x 255"}
-            )
-        _georeference(group, grid, level)
+            share = {"grid_mapping": "spatial_ref", "long_name": "probability of the winning class x 255"}
+            found["0/confidence"] = _raster(tiling(plan, 0), shape, "uint8", 0, share)
+        found |= {f"{level}/{name}": document for name, document in _georeference(grid, level).items()}
+    return found
 
 
-def write_block(path: Path, plan: Plan, core: Window, labels: Labels, confidence: NDArray[np.uint8] | None = None) -> None:
-    """Write the labels of one block, whole; a shard torn by an earlier attempt is removed first."""
-    for name, values in (("mask", labels), ("confidence", confidence)):
-        if values is None:
+def write_block(
+    path: Path, plan: Plan, core: Window, labels: Labels, confidence: NDArray[np.uint8] | None = None
+) -> tuple[ShardRecord, ...]:
+    """Write the labels of one block, whole, and its part of every coarser level whose shards do not reach beyond the block.
+
+    The files that were written; a shard that holds nothing but fill is none. OutputError where the disk takes no more.
+    """
+    written: list[ShardRecord | None] = []
+    if confidence is not None:
+        written.append(_write_shard(path, plan, 0, core, confidence, "confidence"))
+    written.append(_write_shard(path, plan, 0, core, labels, "mask"))
+    return tuple(shard for shard in [*written, *write_levels(path, plan, core, labels)] if shard is not None)
+
+
+def write_levels(path: Path, plan: Plan, core: Window, labels: Labels) -> list[ShardRecord | None]:
+    """Write the block's part of the coarser levels."""
+    written: list[ShardRecord | None] = []
+    for level in range(1, own_levels(plan)):
+        labels = halve(labels, plan.classes)
+        part = Window(core.row >> level, core.col >> level, *labels.shape)
+        written.append(_write_shard(path, plan, level, part, labels, "mask"))
+    return written
+
+
+def _write_shard(path: Path, plan: Plan, level: int, part: Window, values: Labels, name: str) -> ShardRecord | None:
+    """Write one shard in one step, in place of what an earlier attempt has left. One that holds nothing is no file."""
+    shard, chunk = tiling(plan, level)
+    array = path / str(level) / name
+    if not array.is_dir():
+        raise StoreError(f"{path} has no array {level}/{name} to write to: the unfinished mosaic was moved or removed")
+    target = array / "c" / str(part.row // shard[0]) / str(part.col // shard[1])
+    content = shard_bytes(values, shard, chunk, mask_codes(plan.classes).no_data if name == "mask" else 0)
+    with writing(path):
+        if content is None:
+            target.unlink(missing_ok=True)
+            return None
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft = target.with_name(f"{target.name}.{token_hex(4)}.partial")
+        try:
+            draft.write_bytes(content)
+            draft.rename(target)
+        except OSError:
+            draft.unlink(missing_ok=True)
+            raise
+    return ShardRecord(path=str(target.relative_to(path)), size=len(content), crc32c=google_crc32c.value(content))
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns what says that the disk under `path` takes no more into OutputError: it concerns the run, not one block."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno in DISK_ERRORS:
+            raise OutputError(
+                f"{path.parent} takes no more ({e.strerror}): what is finished is kept, and nothing half written is taken for "
+                "finished. Make room, or the folder writable, then run the same command again to go on"
+            ) from e
+        raise
+
+
+def intact(path: Path, shards: Iterable[ShardRecord], *, deep: bool = True) -> bool:
+    """Whether the files are there as they were written: by size, and `deep` also by their checksums."""
+    for shard in shards:
+        file = path / shard.path
+        try:
+            if file.stat().st_size != shard.size or (deep and google_crc32c.value(file.read_bytes()) != shard.crc32c):
+                return False
+        except OSError:
+            return False
+    return True
+
+
+def shards_above(path: Path, plan: Plan) -> tuple[ShardRecord, ...]:
+    """The files of the levels that no block's writer wrote, as they are now."""
+    found = []
+    for level in range(own_levels(plan), levels(*plan.grid.shape)):
+        for file in sorted((path / str(level) / "mask" / "c").glob("*/*")):
+            content = file.read_bytes()
+            record = ShardRecord(path=str(file.relative_to(path)), size=len(content), crc32c=google_crc32c.value(content))
+            found.append(record)
+    return tuple(found)
+
+
+def shard_bytes(values: Labels, shard: tuple[int, int], chunk: tuple[int, int], fill: int) -> bytes | None:
+    """A shard (Zarr v3, `sharding_indexed`) of `values`, whose missing rows and columns are `fill`; None where all is `fill`.
+
+        | chunk | chunk | ... | index: offset and length of each chunk, all ones where it is `fill` | CRC-32C of the index |
+
+    zarr writes the same, after opening the array and chunk by chunk: five times as long for a small one, twice for a large one.
+    """
+    encode = Zstd(level=3).encode
+    index = np.full((ceil(shard[0] / chunk[0]), ceil(shard[1] / chunk[1]), 2), 2**64 - 1, "<u8")
+    chunks: list[bytes] = []
+    size = 0
+    for row, col in np.ndindex(*index.shape[:2]):
+        part = values[row * chunk[0] : (row + 1) * chunk[0], col * chunk[1] : (col + 1) * chunk[1]]
+        if not (part != fill).any():
             continue
-        array = _open(path, f"0/{name}")
-        shard = path / "0" / name / "c" / str(core.row // plan.block_shape[0]) / str(core.col // plan.block_shape[1])
-        shard.unlink(missing_ok=True)
-        array[core.slices] = values
+        if part.shape != chunk:
+            whole = np.full(chunk, fill, values.dtype)
+            whole[: part.shape[0], : part.shape[1]] = part
+            part = whole
+        chunks.append(encode(np.ascontiguousarray(part, values.dtype.newbyteorder("<"))))
+        index[row, col] = size, len(chunks[-1])
+        size += len(chunks[-1])
+    end = index.tobytes()
+    return b"".join([*chunks, end, google_crc32c.value(end).to_bytes(4, "little")]) if chunks else None
 
 
 def read(path: Path, window: Window, level: int = 0, name: str = "mask") -> Labels:
@@ -94,22 +223,21 @@ def facts(path: Path) -> tuple[MaskFacts, str]:
 
 
 def build_pyramid(path: Path, plan: Plan) -> None:
-    """Fill the levels above 0, each from the one below, shard by shard."""
+    """Fill the levels that no block could write, each from the one below, shard by shard."""
     grid = plan.grid
-    for level in range(1, levels(grid.height, grid.width)):
+    for level in range(own_levels(plan), levels(grid.height, grid.width)):
+        remove(path / str(level) / "mask" / "c")  # zarr reads what is there before it writes: a torn shard would end it
         below, above = _open(path, f"{level - 1}/mask"), _open(path, f"{level}/mask")
-        height, width = level_shape(grid, level)
-        shard = above.shards or above.chunks
-        for block in blocks(height, width, *shard):
+        shard, chunk = tiling(plan, level)
+        for block in blocks(*level_shape(grid, level), *shard):
             core = block.core
             labels = np.empty(core.shape, above.dtype)
-            for top in range(0, core.height, plan.chunk_shape[0]):
-                rows = min(plan.chunk_shape[0], core.height - top)
-                row, col = 2 * (core.row + top), 2 * core.col
-                labels[top : top + rows] = halve(
-                    cast(Labels, below[row : row + 2 * rows, col : col + 2 * core.width]), plan.classes
-                )
-            above[core.slices] = labels
+            for top in range(0, core.height, chunk[0]):
+                rows = min(chunk[0], core.height - top)
+                window = Window(2 * (core.row + top), 2 * core.col, 2 * rows, 2 * core.width).clip(*below.shape)
+                labels[top : top + rows] = halve(cast(Labels, below[window.slices]), plan.classes)
+            with writing(path):
+                above[core.slices] = labels
 
 
 def halve(labels: Labels, classes: int) -> Labels:
@@ -118,30 +246,75 @@ def halve(labels: Labels, classes: int) -> Labels:
     Only classes vote, ties go to the lowest code; without any class the answer is failed before no data. An odd last row
     or column votes alone.
     """
-    codes = mask_codes(classes)
-    height, width = labels.shape
-    if height % 2 or width % 2:
-        labels = np.pad(labels, ((0, height % 2), (0, width % 2)), constant_values=codes.no_data)
-    a, b, c, d = labels[::2, ::2], labels[::2, 1::2], labels[1::2, ::2], labels[1::2, 1::2]
-    low1, high1, low2, high2 = np.minimum(a, b), np.maximum(a, b), np.minimum(c, d), np.maximum(c, d)
-    first, last = np.minimum(low1, low2), np.maximum(high1, high2)
-    mid1, mid2 = np.maximum(low1, low2), np.minimum(high1, high2)
-    second, third = np.minimum(mid1, mid2), np.maximum(mid1, mid2)
-    mode = first.copy()
-    single = first != second
-    np.copyto(mode, third, where=single & (third == last) & (third < codes.failed))
-    np.copyto(mode, second, where=single & (second == third) & (second < codes.failed))
-    return mode
+    from pipeline import kernels
+
+    out = np.empty((ceil(labels.shape[0] / 2), ceil(labels.shape[1] / 2)), labels.dtype)
+    kernels.halve(labels, mask_codes(classes).failed, out)
+    return out
 
 
-def publish(work: Path, final: Path) -> None:
-    """Make the finished mosaic at `work` appear at `final` by one rename; readers see all of it or nothing."""
-    if final.exists():
+def tiling(plan: Plan, level: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(shard shape, chunk shape) of a level, (height, width) each, in its own px.
+
+    As long as the block's sides can be halved, a shard holds what one block becomes: the block's writer writes it, and nobody
+    reads level 0 again.
+    """
+    if level < own_levels(plan):
+        sides = [_own_side(*axis, level) for axis in zip(plan.grid.shape, plan.block_shape, plan.chunk_shape, strict=True)]
+    else:
+        sides = [(TOP_SHARD, TOP_CHUNK)] * 2
+    (height, chunk_height), (width, chunk_width) = (side or (TOP_SHARD, TOP_CHUNK) for side in sides)
+    return (height, width), (chunk_height, chunk_width)
+
+
+def own_levels(plan: Plan) -> int:
+    """How many levels, the full resolution included, consist of whole shards that each have one block for a source."""
+    count, axes = levels(*plan.grid.shape), list(zip(plan.grid.shape, plan.block_shape, plan.chunk_shape, strict=True))
+    return next((level for level in range(1, count) if any(_own_side(*axis, level) is None for axis in axes)), count)
+
+
+def _own_side(length: int, block: int, chunk: int, level: int) -> tuple[int, int] | None:
+    """(shard, chunk) side of a level along an axis of `length` px in blocks of `block`; None where a shard would mix blocks."""
+    if level == 0 or length <= block:
+        return min(block, ceil(ceil(length / 2**level) / chunk) * chunk), chunk
+    side = block >> level
+    if side << level != block or side < SMALLEST_SHARD:
+        return None
+    fitting = [part for part in range(SMALLEST_SHARD, min(side, SMALLEST_LEVEL_PX) + 1) if side % part == 0]
+    return side, min(fitting, key=lambda part: abs(part - TOP_CHUNK), default=side)
+
+
+def publish(work: Path, final: Path, *, replace: bool = False) -> None:
+    """Make the finished mosaic at `work` appear at `final` by one rename; readers see all of it or nothing.
+
+    A published mosaic stays, unless `replace` says that this one knows better.
+    """
+    if final.exists() and not replace:
         raise StoreError(f"{final} exists already: a published mosaic is never replaced. Remove it first")
     for torn in work.rglob("*.partial"):
         torn.unlink()
-    final.parent.mkdir(parents=True, exist_ok=True)
-    work.rename(final)
+    with writing(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        old = replaced(final)
+        if final.exists():
+            remove(old)
+            final.rename(old)
+        work.rename(final)
+    remove(old)
+
+
+def replaced(final: Path) -> Path:
+    """Where the mosaic at `final` waits for its end while another one takes its place; a kill just then leaves it there."""
+    return final.with_name(f".{final.name}.old")
+
+
+def take_over(old: Path, new: Path, shards: Iterable[ShardRecord]) -> None:
+    """Copy files of the mosaic at `old` into the one at `new`."""
+    with writing(new):
+        for shard in shards:
+            target = new / shard.path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(old / shard.path, target)
 
 
 def remove(path: Path) -> None:
@@ -169,40 +342,81 @@ def _open(path: Path, name: str) -> zarr.Array[Any]:
         raise StoreError(f"{path} has no readable array {name!r} ({type(e).__name__}: {e})") from e
 
 
-def _array(group: zarr.Group, name: str, plan: Plan, shape: tuple[int, int], dtype: str, fill: int) -> zarr.Array[Any]:
-    chunk = plan.chunk_shape
-    whole = tuple(ceil(side / c) * c for side, c in zip(shape, chunk, strict=True))
-    shard = tuple(min(block, side) for block, side in zip(plan.block_shape, whole, strict=True))
-    return group.create_array(
-        name,
-        shape=shape,
+def _group(attributes: dict[str, Any]) -> dict[str, Any]:
+    return {"attributes": attributes, "zarr_format": 3, "node_type": "group"}
+
+
+def _raster(
+    tiling: tuple[tuple[int, int], tuple[int, int]], shape: tuple[int, int], dtype: str, fill: int, attributes: dict[str, Any]
+) -> dict[str, Any]:
+    """The document of a sharded array of pixels."""
+    shard, chunk = tiling
+    document = _array(dtype, ("y", "x"), shape, attributes, sharded=True)
+    document["chunk_grid"]["configuration"]["chunk_shape"] = shard
+    document["codecs"][0]["configuration"]["chunk_shape"] = chunk
+    document["fill_value"] = fill
+    return document
+
+
+def _array(
+    dtype: str, names: tuple[str, ...], shape: tuple[int, ...], attributes: dict[str, Any], *, sharded: bool = False
+) -> dict[str, Any]:
+    """The document of an array: as zarr writes it, with this shape, in one chunk."""
+    document: dict[str, Any] = json.loads(_template(dtype, names, sharded=sharded))
+    document["chunk_grid"]["configuration"]["chunk_shape"] = shape
+    return document | {"shape": shape, "attributes": attributes}
+
+
+@lru_cache
+def _template(dtype: str, names: tuple[str, ...], *, sharded: bool) -> bytes:
+    """zarr's own document of a small array of such a kind."""
+    side = (2,) * len(names)
+    store: dict[str, Buffer] = {}
+    zarr.create_array(
+        MemoryStore(store),
+        shape=side,
         dtype=dtype,
-        chunks=chunk,
-        shards=shard,
-        fill_value=fill,
-        compressors=ZstdCodec(level=3),
-        dimension_names=("y", "x"),
-        config={"write_empty_chunks": False},
+        chunks=side,
+        shards=side if sharded else None,
+        fill_value=0,
+        compressors=ZstdCodec(level=3) if sharded else None,
+        dimension_names=names,
     )
+    return store["zarr.json"].to_bytes()
 
 
-def _georeference(group: zarr.Group, grid: WorkingGrid, level: int) -> None:
-    """`spatial_ref`, and coordinates of pixel centres where rows and columns follow the axes of the CRS."""
+def _georeference(grid: WorkingGrid, level: int) -> dict[str, dict[str, Any]]:
+    """The documents of `spatial_ref`, and of `y` and `x` where rows and columns follow the axes of the CRS."""
     attributes: dict[str, Any] = {}
     if grid.crs_wkt:
         attributes |= {"crs_wkt": grid.crs_wkt, "spatial_ref": grid.crs_wkt}
     if grid.transform is not None:
         a, b, c, d, e, f = _level_transform(grid.transform, level)
         attributes["GeoTransform"] = f"{c!r} {a!r} {b!r} {f!r} {d!r} {e!r}"
-    group.create_array("spatial_ref", shape=(), dtype="int64", fill_value=0, dimension_names=()).attrs.update(attributes)
-    if grid.transform is None or b or d:
-        return
-    height, width = level_shape(grid, level)
-    for name, first, step, count in (("y", f, e, height), ("x", c, a, width)):
-        centres = first + step * (np.arange(count) + 0.5)
-        axis = group.create_array(name, shape=(count,), dtype="float64", chunks=(count,), dimension_names=(name,))
-        axis[:] = centres
-        axis.attrs.update({"axis": name.upper(), "standard_name": f"projection_{name}_coordinate"})
+    found = {"spatial_ref": _array("int64", (), (), attributes)}
+    if _north_up(grid):
+        for name, count in zip(("y", "x"), level_shape(grid, level), strict=True):
+            axis = {"axis": name.upper(), "standard_name": f"projection_{name}_coordinate"}
+            found[name] = _array("float64", (name,), (count,), axis)
+    return found
+
+
+def _centres(grid: WorkingGrid) -> dict[str, NDArray[np.float64]]:
+    """The coordinates of the pixel centres of each `y` and `x`, by their path inside the store."""
+    found: dict[str, NDArray[np.float64]] = {}
+    if grid.transform is None or not _north_up(grid):
+        return found
+    for level in range(levels(grid.height, grid.width)):
+        a, _, c, _, e, f = _level_transform(grid.transform, level)
+        height, width = level_shape(grid, level)
+        for name, first, step, count in (("y", f, e, height), ("x", c, a, width)):
+            found[f"{level}/{name}"] = (first + step * (np.arange(count) + 0.5)).astype("<f8")
+    return found
+
+
+def _north_up(grid: WorkingGrid) -> bool:
+    """Whether rows and columns follow the axes of the CRS."""
+    return grid.transform is not None and grid.transform[1] == grid.transform[3] == 0
 
 
 def _level_transform(

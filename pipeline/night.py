@@ -6,23 +6,31 @@ import datetime as dt
 import platform
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from pipeline import __version__
+from pipeline import __version__, mosaic
 from pipeline.card import background, digest_of
-from pipeline.cluster import Workers, open_workers, run_tasks
+from pipeline.changes import Seen, compare, earlier, keep_seen, look, same
+from pipeline.cluster import Workers, open_workers, run_tasks, stopping_on_signals
 from pipeline.config import Config
-from pipeline.errors import PlanError
+from pipeline.errors import GigamaskError, OutputError, PlanError
+from pipeline.image import Frozen, ImageSpec
 from pipeline.ledger import Ledger
+from pipeline.lock import holding
 from pipeline.overview import draw_overview
-from pipeline.process import Progress, Shop, failed_image, mask_path, process_image
+from pipeline.process import failed_image, portions, process_images, refused_image
 from pipeline.report import write_report
 from pipeline.report.contract import ImageResult, ModelFacts, RunReport
-from pipeline.survey import Planned, Survey, survey
+from pipeline.report.evaluation import NO_BASELINE, evaluate, refuse
+from pipeline.report.history import Baseline, baseline_of, mend, note_run
+from pipeline.report.quicklook import take_over
+from pipeline.shop import Progress, Shop
+from pipeline.survey import Division, Planned, Survey, space_problem, survey
 
+LOCK = "run.lock"
 _PACKAGES = ("torch", "segmentation-models-pytorch", "rasterio", "zarr", "dask", "numpy", "prefect")
 
 
@@ -35,6 +43,19 @@ class Night:
     run_id: str
     started: dt.datetime
     command: str
+    """How to run it again."""
+    part: Division | None
+    """The part of the archive that it is about; None: all of it."""
+    retry: bool
+    """Whether only what failed before is to be done: new images wait for the next run."""
+    before: dict[str, Seen]
+    """How earlier runs saw the archive, by image id."""
+    now: dict[str, Seen]
+    """How it was found."""
+    home: Path
+    """Folder of the ledger and the history: the output, or that of the part."""
+    baseline: Baseline
+    """The run that it is held against."""
 
     @property
     def config(self) -> Config:
@@ -46,9 +67,33 @@ class Night:
         """Where the run's report goes."""
         return self.config.output / "runs" / self.run_id
 
-    def process(self, planned: Planned) -> ImageResult:
-        """Segment and score one image."""
-        return process_image(self.shop, self.config.output, planned, self.config.truth.max_unknown_share)
+    @property
+    def portions(self) -> list[list[Planned]]:
+        """The images that are to be worked on, in parts that are worked through together."""
+        return portions([p for p in self.survey.planned if not self._waits(p.plan.image)])
+
+    def process(self, portion: list[Planned]) -> list[ImageResult]:
+        """Segment and score the images of one portion."""
+        return process_images(self.shop, portion)
+
+    def others(self) -> list[ImageResult]:
+        """What becomes of the images that no portion holds."""
+        waiting = [p.plan.image for p in self.survey.planned if self._waits(p.plan.image)]
+        reason = "new or changed since the last run: `gigamask run` takes it"
+        skipped = [failed_image(image, reason).model_copy(update={"state": "skipped"}) for image in waiting]
+        return skipped + [refused_image(self.shop, refused) for refused in self.survey.refused]
+
+    def _waits(self, image: ImageSpec) -> bool:
+        """Whether a retry leaves the image to the next run."""
+        return self.retry and not same(self.before.get(image.id), self.now[image.id])
+
+
+class Drawn(Frozen):
+    """What the ledger keeps of the pictures of an image: the last run that has them."""
+
+    run_id: str
+    pictures: dict[str, str]
+    """Paths relative to the run's folder, by name."""
 
 
 @dataclass(frozen=True)
@@ -59,53 +104,97 @@ class Morning:
     folder: Path
     files: dict[str, Path]
     exit_code: int
-    """0 all well, 1 something failed; the report names it."""
+    """0 all well; 1 an image failed, has holes or could not be scored; else 3 a gate failed; else 4 a gate is inconclusive. The
+    report names each."""
 
 
 @contextmanager
-def open_night(config: Config, progress: Progress, command: str) -> Iterator[Night]:
-    """Survey the archive, open the ledger, start the workers; all end with the context.
+def open_night(
+    config: Config, progress: Progress, command: str, part: Division | None = None, *, retry: bool = False
+) -> Iterator[Night]:
+    """Survey the archive, take hold of the output, open the ledger, start the workers; all end with the context.
 
-    PlanError where no image at all can be segmented: nothing was started then.
+    PlanError where no image at all can be segmented, the disk cannot take the masks, or the baseline cannot be read, ConfigError
+    where a gate is about no class of the model: nothing was started then. A run that breaks off is noted as such in the ledger.
     """
-    found = survey(config)
-    if not found.planned:
-        reasons = "\n".join(f"  {r.image.uri}: {r.error}" for r in found.refused[:10])
-        raise PlanError(f"none of {len(found.refused)} images can be segmented:\n{reasons}")
     started = dt.datetime.now(dt.UTC)
     run_id = f"{started:%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
-    config.output.mkdir(parents=True, exist_ok=True)
-    with Ledger(config.output / "ledger.sqlite") as ledger, open_workers(config.cluster) as workers:
+    with ExitStack() as stack:
+        found = survey(config, part)
+        if not found.planned and part is None:
+            reasons = "\n".join(f"  {r.image.uri}: {r.error}" for r in found.refused[:10])
+            raise PlanError(f"none of {len(found.refused)} images can be segmented:\n{reasons}")
+        if problem := space_problem(found):
+            raise PlanError(problem)
+        refuse(config.gates, config.statistics, found.card.classes, found.images)
+        home = stack.enter_context(_hold(config.output, part, started, command, progress))
+        ledger = stack.enter_context(Ledger(home / "ledger.sqlite"))
+        mend(home, config.output / "runs", str(part) if part else None, progress.say)
+        baseline = baseline_of(config, home)
+        before, now = earlier(ledger, config.name), look(found.images, run_id)
+        workers = stack.enter_context(open_workers(config.cluster))
+        stack.enter_context(stopping_on_signals(workers.stop))
         progress.say(f"{len(found.planned)} images, {found.pixels / 1e6:,.0f} Mpx, on {workers.description}")
         progress.expect(found.pixels)
+        shop = Shop(config, workers, ledger, progress, again=retry)
         ledger.start_run(run_id, started.isoformat())
-        yield Night(found, Shop(config.model, workers, ledger, progress), run_id, started, command)
+        try:
+            yield Night(found, shop, run_id, started, command, part, retry, before, now, home, baseline)
+        except GigamaskError as e:
+            with suppress(OutputError):
+                ledger.finish_run(run_id, dt.datetime.now(dt.UTC).isoformat(timespec="seconds"), e.exit_code)
+            raise
+
+
+@contextmanager
+def _hold(output: Path, part: Division | None, started: dt.datetime, command: str, progress: Progress) -> Iterator[Path]:
+    """Keep other runs out of `output`, and give the folder of this one's ledger.
+
+    Runs about parts of an archive exclude each other only where it is the same part, or their number of parts differs.
+    """
+    since = started.isoformat(timespec="seconds")
+    with ExitStack() as stack:
+        before = stack.enter_context(holding(output / LOCK, since, command, shared=part is not None))
+        home = output
+        if part is not None:
+            home = output / "parts" / f"{part.part}-of-{part.parts}"
+            for other in (output / "parts").glob(f"*/{LOCK}"):
+                if not other.parent.name.endswith(f"-of-{part.parts}"):
+                    with holding(other, since, command):
+                        pass
+            before = stack.enter_context(holding(home / LOCK, since, command))
+        if before is not None:
+            progress.say(f"an earlier run, {before}, did not end well; this one goes on from where it was")
+        yield home
 
 
 def finish_night(night: Night, results: list[ImageResult]) -> Morning:
-    """Draw the worst images, write the report, close the run in the ledger."""
-    refused = [failed_image(r.image, r.error) for r in night.survey.refused]
-    report = _draw(night, _report(night, sorted([*results, *refused], key=lambda image: image.uri)))
-    files = write_report(report, night.folder)
-    exit_code = int(any(image.state in ("failed", "partial") or image.truth_error for image in report.images))
-    night.shop.ledger.finish_run(night.run_id, report.finished, exit_code)
-    return Morning(report, night.folder, files, exit_code)
+    """Draw the worst images, judge the scores, write the report, note the run in history and ledger."""
+    every = sorted([*results, *night.others()], key=lambda image: image.uri)
+    report = _judged(night, _draw(night, _report(night, every)))
+    with mosaic.writing(night.folder):
+        files = write_report(report, night.folder)
+        note_run(night.home, report)
+    keep_seen(night.shop.ledger, night.config.name, night.before, night.now)
+    night.shop.ledger.finish_run(night.run_id, report.finished, report.exit_code)
+    return Morning(report, night.folder, files, report.exit_code)
 
 
-def run_night(config: Config, progress: Progress, command: str) -> Morning:
+def run_night(config: Config, progress: Progress, command: str, part: Division | None = None, *, retry: bool = False) -> Morning:
     """The whole night in this process, without Prefect."""
-    with open_night(config, progress, command) as night:
-        return finish_night(night, for_each(night.shop.workers, night.process, night.survey.planned))
+    with open_night(config, progress, command, part, retry=retry) as night:
+        each = for_each(night.shop.workers, night.process, night.portions)
+        return finish_night(night, [result for results in each for result in results])
 
 
-def for_each(workers: Workers, process: Callable[[Planned], ImageResult], planned: list[Planned]) -> list[ImageResult]:
-    """`process` every image; as many at a time as keep all workers busy, so that small images do not wait for each other."""
+def for_each[Item, Result](workers: Workers, process: Callable[[Item], Result], items: list[Item]) -> list[Result]:
+    """`process` every item; as many at a time as keep all workers busy, so that images do not wait for each other."""
     if workers.client is None:
-        return [process(image) for image in planned]
+        return [process(item) for item in items]
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(workers.count + 1) as pool:
-        return list(pool.map(process, planned))
+        return list(pool.map(process, items))
 
 
 def software() -> dict[str, str]:
@@ -122,7 +211,7 @@ def software() -> dict[str, str]:
 def _report(night: Night, images: list[ImageResult]) -> RunReport:
     config, card = night.config, night.survey.card
     finished = dt.datetime.now(dt.UTC)
-    facts = config.model_dump(mode="json")
+    facts = config.model_dump(mode="json", exclude={"hooks"})  # a webhook's address is a secret, and makes no mask another
     return RunReport(
         run_id=night.run_id,
         name=config.name,
@@ -141,11 +230,22 @@ def _report(night: Night, images: list[ImageResult]) -> RunReport:
         classes=card.classes,
         background=background(card.classes),
         images=images,
+        changes=compare(night.before, night.now),
+        part=str(night.part) if night.part else None,
     )
 
 
+def _judged(night: Night, report: RunReport) -> RunReport:
+    """The report with its intervals, comparison and gates."""
+    config, baseline = night.config, night.baseline
+    found = evaluate(
+        report, baseline.report, gates=config.gates, statistics=config.statistics, no_baseline=baseline.why_none or NO_BASELINE
+    )
+    return report.model_copy(update={"evaluation": found})
+
+
 def _draw(night: Night, report: RunReport) -> RunReport:
-    """The report with a picture of its worst images."""
+    """The report with a picture of its worst images; those that an earlier run has drawn of the same masks are taken over."""
 
     def badness(image: ImageResult) -> float:
         scores = report.image_scores(image)
@@ -154,16 +254,26 @@ def _draw(night: Night, report: RunReport) -> RunReport:
     planned = {p.plan.image.id: p for p in night.survey.planned}
     published = [image for image in report.images if image.state in ("complete", "partial") and image.id in planned]
     worst = sorted(published, key=badness)[: night.config.report.max_quicklooks]
+    ledger, side = night.shop.ledger, night.config.report.quicklook_px
+    pictures: dict[str, dict[str, str]] = {}
+    names: dict[str, str] = {}
     tasks = []
     for image in worst:
         plan, truth = planned[image.id].plan, planned[image.id].truth if image.counts is not None else None
-        store = str(mask_path(night.config.output, plan))
-        tasks.append((image.id, (plan, store, truth, str(night.folder), night.config.report.quicklook_px)))
-    pictures: dict[str, dict[str, str]] = {}
+        names[image.id] = f"picture-{side}-{__version__}" + ("" if truth is None else f"-{truth.digest[:16]}")
+        drawn = ledger.image(image.id, plan.digest, names[image.id], Drawn)
+        if drawn is not None and take_over(drawn.pictures, night.folder.with_name(drawn.run_id), night.folder):
+            pictures[image.id] = drawn.pictures
+        else:
+            tasks.append((image.id, (plan, str(night.shop.mask(plan)), truth, str(night.folder), side)))
     for image_id, outcome in run_tasks(draw_overview, tasks, night.shop.workers):
         if outcome.result is None:
             night.shop.progress.say(f"no picture of {image_id}: {outcome.error}")
         else:
             pictures[image_id] = outcome.result
+    with ledger.together():
+        for image_id, files in pictures.items():
+            drawn = Drawn(run_id=night.run_id, pictures=files)
+            ledger.put_image(image_id, planned[image_id].plan.digest, names[image_id], drawn)
     images = [image.model_copy(update={"quicklook": pictures.get(image.id, {})}) for image in report.images]
     return report.model_copy(update={"images": images})

@@ -70,9 +70,9 @@ def _mask(store: Path, plan: Plan, grid: WorkingGrid) -> NDArray[np.unsignedinte
 def _reference(truth: TruthSpec, plan: Plan, grid: WorkingGrid) -> NDArray[np.unsignedinteger]:
     """Reference codes at the centres of `grid`."""
     step_row, step_col = plan.grid.height / grid.height, plan.grid.width / grid.width
-    coarse = truth.model_copy(update={"scale_row": truth.scale_row * step_row, "scale_col": truth.scale_col * step_col})
+    coarse = truth.coarser(step_row, step_col)
     with open_truth(coarse, plan.classes, *grid.shape) as labels:
-        strips = [labels.read(strip).codes for strip in _strips(grid, truth.source.width * coarse.scale_row)]
+        strips = [labels.read(strip).codes for strip in _strips(grid, max(coarse.row_px, grid.width))]
     return np.concatenate(strips)
 
 

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil, gcd
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from pipeline import __version__
 from pipeline.card import ClassInfo, ModelCard, digest_of
-from pipeline.config import Config
+from pipeline.codes import mask_codes
+from pipeline.config import Config, TilingConfig
 from pipeline.errors import PlanError
 from pipeline.grid import Block, Lattice, blocks
 from pipeline.image import Frozen, ImageSpec, Resolution, SourceInfo, WorkingGrid, working_grid
@@ -21,8 +22,12 @@ from pipeline.image import Frozen, ImageSpec, Resolution, SourceInfo, WorkingGri
 MIB = 1024**2
 REDUNDANCY_TARGET = 0.05
 """Largest share of tiles predicted more than once that `block: auto` accepts."""
-PROCESS_BYTES, TORCH_BYTES = 120 * MIB, 700 * MIB
-"""Resident memory of a worker with rasterio, zarr and dask imported, and what torch with its networks adds (measured)."""
+PROCESS_BYTES, TORCH_BYTES = 150 * MIB, 840 * MIB
+"""Resident memory of a worker with rasterio, zarr and dask imported, and what torch and numba add (measured)."""
+LABELS_SHARE, CONFIDENCE_SHARE = 0.2, 0.8
+"""What labels and confidence take on disk, as a share of their bytes in memory."""
+GROUPS = 6
+"""Groups of tiles, of at most `batch` each, that are cut ahead of the model or wait to be blended."""
 COARSEST_UPSAMPLING = 0.5
 """An image whose pixels are more than twice as large as the model's is refused: its detail cannot be invented."""
 
@@ -73,6 +78,14 @@ class Plan(Frozen):
     precision: Literal["float32", "bfloat16"]
     flips: int
     store_confidence: bool
+    compiled: bool = False
+    """Whether torch.compile makes the network into a program for the tile's shape."""
+
+    def __getstate__(self) -> dict[Any, Any]:
+        """What travels: the fields, without what was computed from them."""
+        state = super().__getstate__()
+        fields = {name: value for name, value in state["__dict__"].items() if name in type(self).model_fields}
+        return state | {"__dict__": fields}
 
     @property
     def grid(self) -> WorkingGrid:
@@ -114,7 +127,7 @@ class Plan(Frozen):
             "model": self.card.digest,
             "classes": [[c.name, c.color] for c in self.card.classes],
             "tiling": [self.tile, self.overlap, self.blend, self.block_shape, self.chunk_shape],
-            "arithmetic": [self.batch, self.precision, self.flips],
+            "arithmetic": [self.batch, self.precision, self.flips, self.compiled],
             "confidence": self.store_confidence,
             "major": __version__.split(".")[0],
         }
@@ -137,8 +150,17 @@ class Plan(Frozen):
 
     @property
     def disk_bytes(self) -> int:
-        """Size of mask and pyramid before compression: an upper bound (labels compress 5 to 100 fold)."""
-        return int(self.grid.height * self.grid.width * (4 / 3 + self.store_confidence))
+        """Size of mask and pyramid before compression: an upper bound."""
+        return self._disk(labels=1.0, confidence=1.0)
+
+    @property
+    def expected_bytes(self) -> int:
+        """About what mask and pyramid take on disk, on the high side: hand-made labels shrink to 2 to 3 %, noisier masks less."""
+        return self._disk(labels=LABELS_SHARE, confidence=CONFIDENCE_SHARE)
+
+    def _disk(self, labels: float, confidence: float) -> int:
+        size = np.dtype(mask_codes(self.classes).dtype).itemsize
+        return int(self.grid.height * self.grid.width * (4 / 3 * size * labels + self.store_confidence * confidence))
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,11 +172,11 @@ class Memory:
     model: int
     """Weights, twice while they are loaded, and the activations of one batch."""
     reading: int
-    """The strip of input rows, before and after resampling, and GDAL's block cache."""
+    """The strip of input rows, before and after resampling, GDAL's block cache, and the tiles that are cut ahead."""
     blending: int
-    """Score sums of one strip of tiles, and one batch of scores."""
+    """Score sums of one strip of tiles, and the outputs that wait for them."""
     labels: int
-    """The block's labels, and their copy while they are compressed."""
+    """The block's labels, its coarser levels, and their copy while they are compressed."""
 
     @property
     def total(self) -> int:
@@ -176,16 +198,15 @@ def peak_memory(plan: Plan, block_shape: tuple[int, int]) -> Memory:
     height, width = min(block_shape[0], grid.height), min(block_shape[1], grid.width)
     span = min(width + 2 * tile, max(grid.width, tile))
     strip = tile * span * (bands * itemsize + 1)
-    native_strip = 0 if grid.native else int(tile * grid.scale_row * span * grid.scale_col * (bands * (itemsize + 8) + 5))
-    scores = len(card.classes) * 4
+    native_strip = 0 if grid.as_stored else int(tile * grid.step_row * span * grid.step_col * (bands * (itemsize + 8) + 5))
+    scores, label = len(card.classes) * 4, np.dtype(mask_codes(plan.classes).dtype).itemsize
     turned = 0 if plan.flips == 1 else 4 * bands + 2 * scores
-    sums = tile * width * scores * 2 if plan.blend == "hann" else 0
     return Memory(
         process=PROCESS_BYTES + (0 if card.adapter == "threshold" else TORCH_BYTES),
-        model=2 * card.weights_bytes + int(batch * tile * tile * (card.activation_bytes_per_pixel + 4 * bands + turned)),
-        reading=2 * strip + native_strip + gdal_cache_bytes(read.source),
-        blending=sums + 2 * batch * tile * tile * scores,
-        labels=height * width * (2 + 2 * plan.store_confidence),
+        model=2 * card.weights_bytes + batch * (card.activation_bytes(tile) + tile * tile * (4 * bands + turned)),
+        reading=2 * strip + native_strip + gdal_cache_bytes(read.source) + GROUPS * batch * tile * tile * (bands * itemsize + 1),
+        blending=min(tile, height) * width * scores + (batch + 2) * tile * tile * scores,
+        labels=int(height * width * (label * (2 + 1 / 3) + 2 * plan.store_confidence)),
     )
 
 
@@ -348,7 +369,70 @@ def plan_image(config: Config, image: ImageSpec, source: SourceInfo, card: Model
     valid_from, nodata = choose_filling(config.archive.nodata, source, bands)
     grid = choose_grid(config.resolution, source, card)
     read = ReadSpec(source=source, bands=bands, valid_from=valid_from, nodata=nodata, grid=grid)
-    tiling = config.tiling
+    drafts = [
+        (_draft(config, image, read, card, tile, overlap), seconds)
+        for tile, overlap, seconds in tile_options(config.tiling, card, grid)
+    ]
+    return _cheapest(drafts, config.tiling.block, memory_bytes)
+
+
+def _draft(config: Config, image: ImageSpec, read: ReadSpec, card: ModelCard, tile: int, overlap: int) -> Plan:
+    """The plan with tiles of `tile` px in the smallest blocks."""
+    chunk = chunk_side(Lattice(read.grid.height, read.grid.width, tile, overlap).stride)
+    return Plan(
+        image=image,
+        read=read,
+        model_path=str(config.model.path),
+        card=card,
+        tile=tile,
+        overlap=overlap,
+        blend=config.tiling.blend,
+        block_shape=(chunk, chunk),
+        chunk_shape=(chunk, chunk),
+        batch=config.model.batch,
+        precision=config.model.precision,
+        flips=config.model.test_time_flips,
+        store_confidence=config.tiling.store_confidence,
+        compiled=config.model.compile,
+    )
+
+
+def _cheapest(drafts: list[tuple[Plan, float]], block: int | Literal["auto"], budget: int) -> Plan:
+    """Of plans with the seconds that a tile takes, the one that needs least time for the image within `budget` bytes, in its
+    blocks. The least hungry's PlanError where none fits."""
+    best: tuple[float, Plan] | None = None
+    refused: PlanError | None = None
+    for draft, seconds in sorted(drafts, key=lambda option: (option[0].lattice.tiles * option[1], option[0].tile)):
+        if best is not None and draft.lattice.tiles * seconds >= best[0]:
+            break  # blocks only add to it
+        try:
+            plan = _with_blocks(draft, block, budget)
+        except PlanError as e:
+            refused = e if refused is None or draft.tile == min(d.tile for d, _ in drafts) else refused
+            continue
+        if best is None or plan.tiles_predicted * seconds < best[0]:
+            best = (plan.tiles_predicted * seconds, plan)
+    if best is None:
+        assert refused is not None
+        raise refused
+    return best[1]
+
+
+def _with_blocks(draft: Plan, requested: int | Literal["auto"], budget: int) -> Plan:
+    """`draft` in the blocks that it should have."""
+    chunk = draft.chunk_shape[0]
+    shape = choose_block_shape(draft.lattice, chunk, requested, lambda block: peak_memory(draft, block).total, budget)
+    return draft.model_copy(update={"block_shape": shape})
+
+
+def tile_options(tiling: TilingConfig, card: ModelCard, grid: WorkingGrid) -> list[tuple[int, int, float]]:
+    """(tile, overlap, seconds a tile) of every tiling that the configuration allows: one, or what the card's probe measured.
+
+    Only where there is a choice do seconds mean anything. PlanError where the model does not take such tiles, or `auto` is
+    asked for a model that is not known to answer alike in all of them.
+    """
+    if tiling.tile == "auto":
+        return _measured_options(tiling.overlap, card, grid)
     tile = tiling.tile or card.tile
     overlap = tiling.overlap if tiling.overlap is not None else card.overlap if tiling.tile is None else tile // 4
     if tile % card.multiple_of:
@@ -356,23 +440,26 @@ def plan_image(config: Config, image: ImageSpec, source: SourceInfo, card: Model
             f"model {card.name!r} takes tiles whose side is a multiple of {card.multiple_of}, tiling.tile is {tile}: "
             f"choose {max(1, round(tile / card.multiple_of)) * card.multiple_of}"
         )
-    lattice = Lattice(grid.height, grid.width, tile, overlap, tiling.blend)
-    chunk = chunk_side(lattice.stride)
+    return [(tile, overlap, 1.0)]
 
-    draft = Plan(
-        image=image,
-        read=read,
-        model_path=str(config.model.path),
-        card=card,
-        tile=tile,
-        overlap=overlap,
-        blend=tiling.blend,
-        block_shape=(chunk, chunk),
-        chunk_shape=(chunk, chunk),
-        batch=config.model.batch,
-        precision=config.model.precision,
-        flips=config.model.test_time_flips,
-        store_confidence=tiling.store_confidence,
-    )
-    shape = choose_block_shape(lattice, chunk, tiling.block, lambda block: peak_memory(draft, block).total, memory_bytes)
-    return draft.model_copy(update={"block_shape": shape})
+
+def _measured_options(overlap: int | None, card: ModelCard, grid: WorkingGrid) -> list[tuple[int, int, float]]:
+    probe = card.probe
+    if probe is not None and not (probe.invariant and card.translation_invariant):
+        raise PlanError(
+            f"tiling.tile is auto, and model {card.name!r} is not translation invariant: {probe.finding}. Larger tiles would "
+            f"give other labels. Leave tiling.tile out for the {card.tile} px of its card, or choose another model"
+        )
+    if probe is None:
+        said = "says that it is" if card.translation_invariant else "does not say that it is"
+        raise PlanError(
+            f"tiling.tile is auto, and model {card.name!r} has not been probed (its card {said} translation invariant): neither "
+            "its receptive field nor the cost of its tiles is known. Run `gigamask model probe DIR --write` on its folder, or "
+            f"leave tiling.tile out for the {card.tile} px of its card"
+        )
+    wanted = {cost.tile: card.advised_overlap(cost.tile) if overlap is None else overlap for cost in probe.tiles}
+    options = [(c.tile, o, c.seconds) for c in probe.tiles if (o := wanted[c.tile]) is not None and o < c.tile]
+    if not options:  # no measured tile is as good as the card's own
+        options = [(card.tile, card.overlap if overlap is None else overlap, 1.0)]
+    covering = [tile for tile, _, _ in options if tile >= max(grid.height, grid.width)]
+    return [option for option in options if not covering or option[0] <= min(covering)]

@@ -21,11 +21,12 @@ from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
+from rasterio.features import rasterize
 from rasterio.io import DatasetReader
 from rasterio.warp import transform as reproject_points
 from rasterio.windows import Window as RasterioWindow
 
-from pipeline.errors import SourceError
+from pipeline.errors import ChangedError, SourceError
 from pipeline.grid import Window
 from pipeline.image import Affine6, SourceInfo
 from pipeline.plan import MIB, gdal_cache_bytes
@@ -54,6 +55,18 @@ _GDAL_ERRORS = (RasterioError, CRSError, CPLE_BaseError)
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
+def check_unchanged(source: SourceInfo) -> None:
+    """ChangedError where the file is gone, or its size or time of change are not those of `source`."""
+    if not Path(source.uri).exists():
+        raise ChangedError(f"{source.uri} has vanished since it was planned: what was read so far is no whole image")
+    status = local_path(source.uri).stat()
+    if (status.st_size, status.st_mtime_ns) != (source.size_bytes, source.mtime_ns):
+        raise ChangedError(
+            f"{source.uri} is not the file that was planned: {status.st_size} bytes of {status.st_mtime_ns} ns, planned "
+            f"were {source.size_bytes} of {source.mtime_ns}. Its mask would mix two images; run again to plan it anew"
+        )
+
+
 class RasterFile:
     """The native pixels of some bands of one open file, and which of them are real. For one thread.
 
@@ -63,20 +76,14 @@ class RasterFile:
     def __init__(
         self, source: SourceInfo, bands: tuple[int, ...], valid_from: ValidFrom, nodata: tuple[float | None, ...]
     ) -> None:
-        """Open `source` for `bands` (1-based); SourceError where it is missing, damaged, or not the file that was planned."""
+        """Open `source` for `bands` (1-based); SourceError where it is damaged, ChangedError where it is not the planned file."""
         self.source = source
         self._bands = bands
         self._valid_from = valid_from
         self._nodata = _comparable(nodata, np.dtype(source.dtype))
         self._open = False
-        path = local_path(source.uri)
-        status = path.stat()
-        if (status.st_size, status.st_mtime_ns) != (source.size_bytes, source.mtime_ns):
-            raise SourceError(
-                f"{source.uri} is not the file that was planned: {status.st_size} bytes of {status.st_mtime_ns} ns, planned "
-                f"were {source.size_bytes} of {source.mtime_ns}. Its mask would mix two images; plan it again"
-            )
-        self._dataset = _opened(path)
+        check_unchanged(source)
+        self._dataset = _opened(local_path(source.uri))
         self._alpha = _alpha_index(self._dataset)
         self._open = True
         _share_cache(+gdal_cache_bytes(source))
@@ -430,3 +437,43 @@ def drivers() -> tuple[list[str], list[str]]:
     with _gdal() as env:
         known = env.drivers()
     return [d for d in DRIVERS if d in known], [d for d in DRIVERS if d not in known]
+
+
+def crs_of(text: str) -> str:
+    """A coordinate system in any common text (`EPSG:32637`, WKT, PROJJSON) as WKT2; SourceError where it means nothing."""
+    try:
+        return wkt2(CRS.from_user_input(text).to_wkt())
+    except (*_GDAL_ERRORS, ValueError) as e:
+        raise SourceError(f"coordinate system {text[:200]!r} is not understood: {e}. Name one such as EPSG:32637") from e
+
+
+def is_geographic(crs_wkt: str) -> bool:
+    """Whether coordinates are longitude and latitude."""
+    return bool(CRS.from_wkt(crs_wkt).is_geographic)
+
+
+def ground_size(crs_wkt: str, transform: Affine6, height: int, width: int) -> tuple[float, float] | None:
+    """`pixel_size_m` of a grid."""
+    return pixel_size_m(CRS.from_wkt(crs_wkt), transform, height, width)
+
+
+def project(
+    start_wkt: str, end_wkt: str, xs: NDArray[np.float64], ys: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Points in another coordinate system, x (east, longitude) before y in both; infinity where for some there is no way."""
+    if not len(xs):
+        return xs, ys
+    try:
+        with _gdal():
+            moved = reproject_points(CRS.from_wkt(start_wkt), CRS.from_wkt(end_wkt), xs, ys)
+    except _GDAL_ERRORS:
+        return np.full(len(xs), np.inf), np.full(len(xs), np.inf)
+    return np.array(moved[0], np.float64), np.array(moved[1], np.float64)
+
+
+def burn(shapes: Sequence[tuple[Any, int]], window: Window, codes: NDArray[np.unsignedinteger]) -> None:
+    """Write the code of each of `shapes` (polygons in pixels of the whole grid, code) into `codes` (h, w) of a window, wherever
+    a pixel's centre lies in it; the last one wins."""
+    if shapes:
+        with _gdal():
+            rasterize(shapes, out=codes, transform=Affine.translation(window.col, window.row), all_touched=False)

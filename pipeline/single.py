@@ -9,25 +9,29 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import mosaic
-from pipeline.alignment import plan_truth
 from pipeline.card import background, digest_of, read_card
-from pipeline.cluster import Workers, memory_per_worker, open_workers
-from pipeline.config import ClusterConfig, Config, TruthConfig
-from pipeline.errors import TruthError
+from pipeline.cluster import Workers, memory_per_worker, open_workers, stopping_on_signals
+from pipeline.config import ClusterConfig, Config, ScoringConfig, TruthConfig
+from pipeline.errors import StoreError, TruthError
+from pipeline.finished import Finished, read_record
 from pipeline.grid import blocks
 from pipeline.image import ImageSpec
 from pipeline.ledger import Ledger
+from pipeline.lock import holding
+from pipeline.measures import measures_of, measures_without_plan
 from pipeline.models import verify_weights
 from pipeline.night import software
 from pipeline.plan import Plan, plan_image
-from pipeline.process import Progress, Shop, score_mask, segment_image, sum_scores, unknown_problem
+from pipeline.process import segment_image
+from pipeline.records import sum_scores
 from pipeline.report import write_report
 from pipeline.report.contract import ImageResult, ModelFacts, RunReport
+from pipeline.report.evaluation import evaluate
+from pipeline.scoring import SCORE_BLOCK, score_fields, score_mask, unknown_problem
+from pipeline.shop import Progress, Shop
 from pipeline.sources import describe
-from pipeline.truth import describe_truth
-
-_BLOCK = 4096
-"""Side of the windows in which a mosaic is scored."""
+from pipeline.truth import plan_labels
+from pipeline.work import ScoreJob
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,8 @@ class Segmented:
     store: Path
     seconds: float
     """Wall time from the first block's start to the published mosaic; starting workers and planning left out."""
+    start_seconds: float
+    """Wall time until the workers were there, with all that they import but the model."""
     peak_memory: dict[str, int]
     """Peak resident bytes of this process and of each worker."""
 
@@ -55,29 +61,46 @@ def segment_one(config: Config, image: Path, out: Path, progress: Progress) -> S
     progress.expect(plan.grid.height * plan.grid.width)
     out.parent.mkdir(parents=True, exist_ok=True)
     path = out.with_name(f".{out.name}.ledger.sqlite")
-    with open_workers(config.cluster) as workers:
+    opened = time.perf_counter()
+    lock = holding(
+        out.with_name(f".{out.name}.lock"), dt.datetime.now(dt.UTC).isoformat(timespec="seconds"), f"gigamask segment {image}"
+    )
+    with lock, open_workers(config.cluster) as workers, stopping_on_signals(workers.stop):
+        if workers.client is not None:
+            workers.client.run(get_ready)
         started = time.perf_counter()
         with Ledger(path) as ledger:
-            result = segment_image(Shop(config.model, workers, ledger, progress), plan, out)
+            result = segment_image(Shop(config, workers, ledger, progress), plan, out)
         seconds = time.perf_counter() - started
         peak = workers_peak(workers)
     if result.state != "failed":
         for suffix in ("", "-wal", "-shm"):
             path.with_name(path.name + suffix).unlink(missing_ok=True)
-    return Segmented(plan, result.model_copy(update={"mask": str(out)}), out, seconds, peak)
+        out.with_name(f".{out.name}.lock").unlink(missing_ok=True)
+    return Segmented(plan, result.model_copy(update={"mask": str(out)}), out, seconds, started - opened, peak)
 
 
-def evaluate_one(store: Path, truth_path: Path, config: TruthConfig, cluster: ClusterConfig, folder: Path | None) -> RunReport:
-    """Score the mosaic at `store` against the label raster at `truth_path`; with `folder`, write a report there.
+def evaluate_one(
+    store: Path,
+    truth_path: Path,
+    config: TruthConfig,
+    cluster: ClusterConfig,
+    folder: Path | None,
+    scoring: ScoringConfig = ScoringConfig(),  # noqa: B008 - frozen
+) -> RunReport:
+    """Score the mosaic at `store` against the labels at `truth_path`, a raster or polygons; with `folder`, write a report there.
 
     TruthError where the labels do not fit the mask, or hold more values that are no class than the configuration allows.
     """
     mask, digest = mosaic.facts(store)
-    truth = plan_truth(config, describe_truth(str(truth_path.resolve())), mask)
+    truth = plan_labels(config, str(truth_path.resolve()), mask)
+    known = _finished(store, digest)
+    measures = measures_without_plan(scoring, truth) if known is None else measures_of(scoring, known.plan)
     started = dt.datetime.now(dt.UTC)
     with open_workers(cluster) as workers:
-        parts = blocks(*mask.grid.shape, _BLOCK, _BLOCK)
-        scores, error = score_mask(store, mask, parts, truth, workers, f"evaluate-{digest}")
+        parts = blocks(*mask.grid.shape, SCORE_BLOCK, SCORE_BLOCK)
+        job = ScoreJob(store=str(store), mask=mask, truth=truth, measures=measures)
+        scores, error = score_mask(job, parts, workers, f"evaluate-{digest}")
     if error is not None:
         raise error
     record = sum_scores(scores)
@@ -93,7 +116,8 @@ def evaluate_one(store: Path, truth_path: Path, config: TruthConfig, cluster: Cl
         height=mask.grid.height,
         width=mask.grid.width,
         truth=spec.truth,
-        counts=record.counts,
+        edge_disagreement=None if known is None else known.result.edge_disagreement,
+        **score_fields(record),
         unknown_labels=record.unknown,
         class_px=[sum(row[c] for row in record.counts) for c in range(len(mask.classes))],
         failed_px=sum(row[-2] for row in record.counts),
@@ -118,9 +142,23 @@ def evaluate_one(store: Path, truth_path: Path, config: TruthConfig, cluster: Cl
         background=background(mask.classes),
         images=[result],
     )
+    report = report.model_copy(update={"evaluation": evaluate(report)})
     if folder is not None:
         write_report(report, folder)
     return report
+
+
+def _finished(store: Path, digest: str) -> Finished | None:
+    """The record beside a mosaic; None where there is none that is about it."""
+    try:
+        finished = read_record(store)
+    except StoreError:
+        return None
+    return finished if finished.plan.digest == digest else None
+
+
+def get_ready() -> None:
+    """Called on a worker, it has imported what blocks need: finding this function has done that."""
 
 
 def workers_peak(workers: Workers) -> dict[str, int]:
@@ -132,5 +170,12 @@ def workers_peak(workers: Workers) -> dict[str, int]:
 
 
 def own_peak() -> int:
-    """Peak resident bytes of the process that asks."""
+    """Peak resident bytes of the process that asks.
+
+    Linux tells it of this program alone (VmHWM); getrusage, elsewhere, also remembers what started it.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

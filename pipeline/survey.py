@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 
-from pipeline.alignment import TruthSpec, plan_truth
+from pipeline.alignment import TruthSpec
 from pipeline.archive import discover
 from pipeline.card import ModelCard, read_card
 from pipeline.cluster import memory_per_worker
 from pipeline.config import Config, TruthConfig
-from pipeline.errors import GigamaskError
-from pipeline.image import ImageSpec
+from pipeline.errors import ConfigError, GigamaskError
+from pipeline.image import ImageSpec, WorkingGrid
 from pipeline.models import check_trusted, verify_weights
 from pipeline.plan import MaskFacts, Plan, plan_image
 from pipeline.sources import describe
-from pipeline.truth import describe_truth
+from pipeline.truth import describe_truth, plan_labels
+from pipeline.vectorfile import is_vector
+
+GIB = 1024**3
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,10 @@ class Refused:
 
     image: ImageSpec
     error: str
+    mask: MaskFacts | None = None
+    """The grid of its labels, where it has such: what its mask would have been scored on."""
+    truth: TruthSpec | None = None
+    """Its labels: all of them are misses."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +58,48 @@ class Survey:
     refused: list[Refused]
 
     @property
+    def images(self) -> list[ImageSpec]:
+        """All that were found."""
+        return [*(p.plan.image for p in self.planned), *(r.image for r in self.refused)]
+
+    @property
+    def missing_bytes(self) -> int:
+        """About what the masks that are not there yet will take on disk."""
+        missing = (p.plan for p in self.planned if not mask_path(self.config.output, p.plan).exists())
+        return sum(plan.expected_bytes for plan in missing)
+
+    @property
     def pixels(self) -> int:
         """Working pixels of all planned images."""
         return sum(p.plan.grid.height * p.plan.grid.width for p in self.planned)
 
 
-def survey(config: Config) -> Survey:
-    """Discover the archive and plan each image: only headers are read, nothing is written.
+@dataclass(frozen=True)
+class Division:
+    """One of several parts of an archive, which independent runs share between them."""
+
+    part: int
+    """1...parts."""
+    parts: int
+
+    def __str__(self) -> str:
+        return f"{self.part}/{self.parts}"
+
+    def holds(self, image: ImageSpec) -> bool:
+        """Whether the image belongs to this part: by a hash of its path, so that new images move no others."""
+        return int(hashlib.sha256(image.uri.encode()).hexdigest(), 16) % self.parts == self.part - 1
+
+
+def division(text: str) -> Division:
+    """The part that `2/5` names."""
+    match = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", text)
+    if match is None or int(match[1]) > int(match[2]):
+        raise ConfigError(f"--part {text}: write 2/5 for the second of five parts")
+    return Division(int(match[1]), int(match[2]))
+
+
+def survey(config: Config, part: Division | None = None) -> Survey:
+    """Discover the archive, or a part of it, and plan each image: only headers are read, nothing is written.
 
     Raises what makes the whole run impossible (model, weights, archive); what concerns one image is kept with it.
     """
@@ -64,13 +110,40 @@ def survey(config: Config) -> Survey:
     planned: list[Planned] = []
     refused: list[Refused] = []
     for image in discover(config):
+        if part is not None and not part.holds(image):
+            continue
         try:
             plan = plan_image(config, image, describe(image.uri), card, memory)
         except GigamaskError as e:
-            refused.append(Refused(image, str(e)))
+            refused.append(Refused(image, str(e), *_missed(config.truth, image, card)))
             continue
         planned.append(Planned(plan, *survey_truth(config.truth, image.truth, plan.mask)))
     return Survey(config, card, memory, planned, refused)
+
+
+def space_problem(found: Survey) -> str | None:
+    """Why the disk of the output cannot take the masks that are missing; None where it can."""
+    config = found.config
+    needed, free = found.missing_bytes, free_bytes(config.output)
+    if needed + config.faults.min_free_gib * GIB <= free:
+        return None
+    unit, name = (GIB, "GiB") if max(needed, free) >= GIB // 10 else (GIB >> 10, "MiB")
+    return (
+        f"the masks that are missing need about {needed / unit:,.2f} {name}, and {config.faults.min_free_gib:g} GiB are to stay "
+        f"free (faults.min_free_gib): {config.output} has {free / unit:,.2f} {name} left, and the run would end in its middle. "
+        "Make room, choose another output, or lower faults.min_free_gib"
+    )
+
+
+def free_bytes(folder: Path) -> int:
+    """What this user may still write on the disk of `folder`, which need not exist yet."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    return shutil.disk_usage(there).free
+
+
+def mask_path(output: Path, plan: Plan) -> Path:
+    """Where the mask of a plan is published; the digest names what made it."""
+    return output / "masks" / plan.image.id / f"{plan.digest}.zarr"
 
 
 def survey_truth(config: TruthConfig, uri: str | None, mask: MaskFacts) -> tuple[TruthSpec | None, str | None]:
@@ -78,6 +151,20 @@ def survey_truth(config: TruthConfig, uri: str | None, mask: MaskFacts) -> tuple
     if uri is None:
         return None, None
     try:
-        return plan_truth(config, describe_truth(uri), mask), None
+        return plan_labels(config, uri, mask), None
     except GigamaskError as e:
         return None, str(e)
+
+
+def _missed(config: TruthConfig, image: ImageSpec, card: ModelCard) -> tuple[MaskFacts | None, TruthSpec | None]:
+    """What an image that cannot be segmented misses: its labels, where they can be read, on their own grid; polygons, which
+    have none, on the image's."""
+    if image.truth is None:
+        return None, None
+    try:
+        own = describe(image.uri) if is_vector(image.truth) else describe_truth(image.truth)
+        grid = WorkingGrid(height=own.height, width=own.width, crs_wkt=own.crs_wkt, transform=own.transform)
+        mask = MaskFacts(image=image.uri, model=card.name, classes=card.classes, grid=grid, native_shape=(own.height, own.width))
+        return mask, plan_labels(config, image.truth, mask)
+    except GigamaskError:
+        return None, None

@@ -6,10 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from pipeline.card import ModelCard, read_card
 from pipeline.config import Config, load_config
+from pipeline.errors import ModelError
 from pipeline.image import ImageSpec
 from pipeline.plan import Plan, plan_image
 from pipeline.sources import describe
@@ -69,3 +72,37 @@ def plan_of(image: Path, model: Path, folder: Path, *, memory: int = 4 << 30, **
 def card_of(model: Path) -> ModelCard:
     """The card of a model folder."""
     return read_card(model)
+
+
+def probed(tiles: dict[int, tuple[float, int]], **changes: Any) -> dict[str, Any]:
+    """What a probe found, as a card has it: seconds and MiB of tiles by their sides; seams of tiles of 512 px."""
+    seams = changes.pop("seams", {0: 0.02, 64: 0.01, 128: 0.005, 192: 0.003})
+    found = {
+        "date": "2026-11-30",
+        "software": "gigamask",
+        "device": "cpu",
+        "threads": 1,
+        "content": "texture",
+        "invariant": True,
+        "finding": "what is far away is not felt",
+        "reach": 200,
+        "halo": 40,
+        "seam_tile": 512,
+        "seams": [{"overlap": overlap, "share": share} for overlap, share in seams.items()],
+        "tiles": [{"tile": tile, "seconds": seconds, "bytes": mib << 20} for tile, (seconds, mib) in tiles.items()],
+    }
+    return {"translation_invariant": changes.get("invariant", True), "probe": found | changes}
+
+
+def hungry(data: NDArray[Any], valid: NDArray[np.bool_], mib: int) -> NDArray[np.float32]:
+    """A model that takes so much memory."""
+    np.ones(mib << 20, np.uint8).sum()
+    return np.stack([valid, ~valid], axis=1).astype(np.float32)
+
+
+def picky(data: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """A model for tiles of 64 px."""
+    if data.shape[-1] != 64:
+        raise ModelError("tiles of 64 px only")
+    bright = data[:, 0] >= 128
+    return np.stack([~bright, bright], axis=1).astype(np.float32)

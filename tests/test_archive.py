@@ -100,6 +100,12 @@ def test_a_glob_recurses_and_takes_only_rasters_where_the_suffix_is_open(place: 
     assert "scenes/notes.txt" not in names(found(place, "scenes/*"), place)
 
 
+def test_a_link_to_nothing_is_an_image_that_cannot_be_read_and_no_hole_in_the_archive(place: Path) -> None:
+    (place / "scenes" / "lost.tif").symlink_to(place / "nowhere.tif")
+    assert "scenes/lost.tif" in names(found(place, "scenes/*.tif"), place)
+    assert "scenes/lost.tif" in names(found(place, "scenes"), place)
+
+
 def test_one_file_and_lists_of_anything(place: Path) -> None:
     assert names(found(place, "scenes/b.tif"), place) == ["scenes/b.tif"]
     listed = found(place, ["scenes/b.tif", "scenes/deep", "scenes/*.jp2", "scenes/b.tif"])

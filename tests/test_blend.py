@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.blend import blender, hann, weight_sum
+from pipeline.blend import Blender, hann, weight_sum
 from pipeline.grid import Lattice, Window, blocks
 
 
@@ -24,7 +24,7 @@ def rolled(
     lattice: Lattice, core: Window, classes: int, scores: dict[tuple[int, int], NDArray[np.float32]], valid: NDArray[np.bool_]
 ) -> tuple[NDArray[np.unsignedinteger], NDArray[np.uint8] | None]:
     """What a block computes, tile row by tile row."""
-    blend = blender(lattice, core, classes, confidence=True)
+    blend = Blender(lattice, core, classes, confidence=True)
     rows, cols = lattice.touching(core)
     seen = core.row
     for row in rows:
@@ -139,7 +139,7 @@ def test_what_could_not_be_read_is_failed_and_the_rest_is_no_data() -> None:
     core = Window(0, 0, 4, 4)
     valid, failed = np.zeros((4, 4), bool), np.zeros((4, 4), bool)
     valid[0], failed[1] = True, True
-    blend = blender(lattice, core, 2)
+    blend = Blender(lattice, core, 2)
     blend.expect(core, valid, failed)
     blend.add(0, 0, np.ones((2, 4, 4), np.float32))
     blend.finish()
@@ -148,7 +148,7 @@ def test_what_could_not_be_read_is_failed_and_the_rest_is_no_data() -> None:
 
 def test_more_than_254_classes_take_two_bytes() -> None:
     lattice = Lattice(2, 2, 2, 0, "hann")
-    blend = blender(lattice, Window(0, 0, 2, 2), 300)
+    blend = Blender(lattice, Window(0, 0, 2, 2), 300)
     valid = np.array([[True, True], [False, False]])
     blend.expect(Window(0, 0, 2, 2), valid, None)
     scores = np.zeros((300, 2, 2), np.float32)

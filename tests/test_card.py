@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from pipeline.card import CARD_NAME, ModelCard, digest_of, read_card
 from pipeline.errors import ModelError
+from tests.making import probed
 
 FACTS: dict[str, Any] = {
     "name": "roads",
@@ -68,6 +69,8 @@ def test_a_folder_is_no_weights_file(tmp_path: Path, weights: str) -> None:
         {"licence": "CC-BY-4.0"},
         {"training": {"iou": 0.9}},
         {"activation_bytes_per_pixel": 700},
+        {"translation_invariant": True},
+        probed({512: (1.0, 300)}),
     ],
 )
 def test_prose_does_not_change_the_digest(prose: dict[str, Any]) -> None:
@@ -99,11 +102,18 @@ def test_the_digest_does_not_see_the_order_of_keys(facts: dict[str, Any]) -> Non
 
 
 def test_a_card_survives_its_file(tmp_path: Path) -> None:
-    written = card(resolution={"size": 0.3})
+    written = card(resolution={"size": 0.3}, **probed({512: (1.0, 300)}))
     (tmp_path / CARD_NAME).write_text(written.model_dump_json())
     (tmp_path / "model.safetensors").touch()
 
     assert read_card(tmp_path) == written
+
+
+def test_memory_is_what_was_measured_for_the_tile_else_what_its_pixels_say() -> None:
+    known = card(activation_bytes_per_pixel=100, **probed({512: (1.0, 300)}))
+    assert known.activation_bytes(512) == 300 << 20
+    assert known.activation_bytes(1024) == 100 * 1024 * 1024
+    assert card(activation_bytes_per_pixel=100).activation_bytes(512) == 100 * 512 * 512
 
 
 def test_what_a_model_folder_lacks_is_named(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from affine import Affine
 from flows.cli import main
 from pipeline import __version__
 from tests.conftest import write_raster
-from tests.making import config_file, threshold_model
+from tests.making import config_file, probed, threshold_model
 
 
 @dataclass
@@ -66,7 +66,7 @@ def archive(tmp_path: Path) -> Path:
 def test_version_and_help(gigamask: Callable[..., Done]) -> None:
     assert gigamask("--version").stdout.strip() == f"gigamask {__version__}"
     text = gigamask("--help").stdout
-    for command in ("plan", "run", "segment", "evaluate", "train", "doctor", "demo", "config"):
+    for command in ("plan", "run", "segment", "evaluate", "train", "doctor", "demo", "config", "model"):
         assert re.search(rf"^\W*{command} ", text, re.MULTILINE), command
 
 
@@ -151,6 +151,16 @@ def test_segment_gives_the_models_answer_with_other_options_too(
     with rasterio.open(archive / "scenes/a.tif") as file:
         samples = file.read(1)
     assert (zarr.open_array(store, path="0/mask")[:] == np.where(samples == 0, 255, samples >= 100)).all()
+
+
+def test_segment_chooses_the_tile_by_what_a_probe_found(gigamask: Callable[..., Done], archive: Path) -> None:
+    command = ["segment", archive / "scenes/a.tif", "--model", archive / "model", "--out", archive / "mask.zarr", "--tile"]
+    assert "has not been probed" in gigamask(*command, "auto", code=2).stderr
+    assert "tiling.tile" in gigamask(*command, "large", code=2).stderr
+    found = probed({64: (1.0, 1), 128: (4.1, 1)}, halo=0, seams={0: 0.0, 32: 0.0})
+    threshold_model(archive / "model", (100,), resolution={"size": 2, "unit": "metre"}, **found)
+    # of the 300 x 400 px, those that are real need 5 x 7 tiles of 64 px or 3 x 4 of 128 px
+    assert json.loads(gigamask(*command, "auto", "--json").stdout)["tiles"] == 5 * 7
 
 
 def test_evaluate_refuses_another_grid_with_both_printed(gigamask: Callable[..., Done], archive: Path) -> None:

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import threading
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
 
 import pytest
 from pydantic import TypeAdapter
 
-from pipeline import cluster
-from pipeline.cluster import MOST_ATTEMPTS, Workers, local_workers, memory_per_worker, open_workers, run_tasks
+from pipeline import dispatch
+from pipeline.cluster import Workers, local_workers, memory_per_worker, open_workers, run_tasks
 from pipeline.config import ClusterConfig, LocalCluster
+from pipeline.dispatch import MOST_ATTEMPTS, Window
 from pipeline.errors import ClusterError, ConfigError
 
 
@@ -44,6 +52,21 @@ def always_fails(value: int) -> int:
     raise ValueError(f"no {value}")
 
 
+def eventually(holds: Callable[[], bool], seconds: float = 60.0) -> bool:
+    """Whether it holds within so long, which is far more than it takes: a machine under load is no failure."""
+    end = time.monotonic() + seconds
+    while not holds() and time.monotonic() < end:
+        time.sleep(0.005)
+    return holds()
+
+
+def wait_for(gate: str, value: int) -> int:
+    """`value`, as soon as there is a file `gate`; without one it is given up, far later than any test waits for something."""
+    if not eventually(Path(gate).exists, 120):
+        raise TimeoutError(gate)
+    return value
+
+
 def dies_once(marker: str) -> str:
     """Takes its worker with it the first time."""
     if not Path(marker).exists():
@@ -67,7 +90,16 @@ def test_a_call_that_always_fails_gives_its_error_and_the_others_go_on(workers: 
     tasks = [("bad", (1,)), ("worse", (2,))]
     outcomes = dict(run_tasks(always_fails, tasks, workers))
     assert all(outcome.result is None and outcome.attempts == MOST_ATTEMPTS for outcome in outcomes.values())
-    assert str(outcomes["bad"].error) == "no 1"
+    error = outcomes["bad"].error
+    assert isinstance(error, ValueError)
+    assert str(error) == "no 1"
+    assert traceback.extract_tb(error.__traceback__)[-1].name == "always_fails"
+
+
+def test_a_call_is_tried_no_more_often_than_asked(workers: Workers, tmp_path: Path) -> None:
+    outcomes = dict(run_tasks(fail_twice, [("once", (str(tmp_path), 0))], workers, attempts=1))
+    assert (outcomes["once"].result, outcomes["once"].attempts) == (None, 1)
+    assert str(outcomes["once"].error) == "attempt 1"
 
 
 def test_no_more_is_taken_than_workers_can_hold(workers: Workers) -> None:
@@ -80,8 +112,163 @@ def test_no_more_is_taken_than_workers_can_hold(workers: Workers) -> None:
 
     results = run_tasks(square, tasks(), workers)
     next(iter(results))
-    assert len(taken) <= 6
+    assert len(taken) <= 4 + 4  # in flight now, and those that ended together
     assert len(list(results)) == 49
+
+
+@pytest.fixture
+def two_threads() -> Iterator[Workers]:
+    """Workers in this process on a scheduler of their own: functions may share what tests look at."""
+    arguments = {"n_workers": 2, "threads_per_worker": 1, "processes": False, "dashboard_address": None, "protocol": "tcp://"}
+    with open_workers(configured(type="class", **{"class": "distributed.LocalCluster"}, arguments=arguments, workers=2)) as found:
+        yield found
+
+
+def places(workers: Workers) -> int:
+    return workers.window._taken
+
+
+def test_calls_at_the_same_time_share_one_window_and_all_advance(two_threads: Workers, tmp_path: Path) -> None:
+    most = []
+
+    def image(name: str) -> list[int | None]:
+        tasks = [(f"{name}-{i}", (str(tmp_path / "gate"), i)) for i in range(12)]
+        results = []
+        for _, outcome in run_tasks(wait_for, tasks, two_threads, attempts=1):
+            most.append(places(two_threads))
+            results.append(outcome.result)
+        return results
+
+    with ThreadPoolExecutor(2) as pool:
+        running = [pool.submit(image, "left")]
+        full = eventually(lambda: places(two_threads) == 4)  # 2 x 2, all of the call that came first
+        running.append(pool.submit(image, "right"))
+        reached = eventually(lambda: places(two_threads) == 5)  # and the first of the other one
+        (tmp_path / "gate").touch()
+        assert full
+        assert reached
+        assert [sorted(one.result()) for one in running] == [list(range(12))] * 2
+    assert max(most) <= 5
+    assert places(two_threads) == 0
+
+
+def test_a_caller_who_stops_early_leaves_nothing_behind(two_threads: Workers, tmp_path: Path) -> None:
+    (tmp_path / "open").touch()
+    gates = ["open", *["shut"] * 9]
+    results = run_tasks(wait_for, [(f"early-{i}", (str(tmp_path / gate), i)) for i, gate in enumerate(gates)], two_threads)
+    assert next(results)[1].result == 0
+    assert places(two_threads) == 4
+    results.close()  # type: ignore[attr-defined]
+    assert places(two_threads) == 0
+    assert two_threads.client is not None
+    assert eventually(lambda: not two_threads.client.futures)
+    (tmp_path / "shut").touch()
+    assert len(dict(run_tasks(square, [(f"after-{i}", (i,)) for i in range(8)], two_threads))) == 8
+
+
+def test_tasks_that_cannot_be_listed_give_their_places_back(two_threads: Workers) -> None:
+    def tasks() -> Iterator[tuple[str, tuple[int]]]:
+        yield "listed", (1,)
+        raise OSError("no more")
+
+    with pytest.raises(OSError, match="no more"):
+        list(run_tasks(square, tasks(), two_threads))
+    assert places(two_threads) == 0
+
+
+def test_a_task_that_somebody_else_cancels_ends_its_call(two_threads: Workers, tmp_path: Path) -> None:
+    from distributed import Future
+
+    client = two_threads.client
+    assert client is not None
+    (tmp_path / "open").touch()
+    tasks = [("first", (str(tmp_path / "open"), 1)), ("second", (str(tmp_path / "shut"), 2))]
+    results = run_tasks(wait_for, tasks, two_threads, attempts=1)
+    next(results)
+    client.cancel([Future("wait_for-second-1", client)])
+    with pytest.raises(ClusterError, match="the scheduler is lost, or has dropped the tasks in flight"):
+        next(results)
+    (tmp_path / "shut").touch()
+    assert places(two_threads) == 0
+
+
+class Asked:
+    """In place of a client: says how many threads there are, and counts who asks."""
+
+    status = "running"
+
+    def __init__(self) -> None:
+        self.there, self.times = 1, 0
+
+    def nthreads(self) -> dict[str, int]:
+        self.times += 1
+        return {"worker": self.there}
+
+
+def test_the_window_asks_seldom_and_still_hears_of_new_workers_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(dispatch.time, "monotonic", lambda: now)
+    client, window, bell = Asked(), Window(), SimpleQueue[None]()
+    assert [window.take(client, i == 0, bell) for i in range(1000)] == [True, True] + [False] * 998
+    assert client.times == 1
+    client.there = 3
+    now = dispatch.LOOK_SECONDS / 2
+    assert [window.take(client, False, bell) for _ in range(5)] == [True] * 4 + [False]
+    client.there = 0
+    now = dispatch.LOOK_SECONDS
+    window.give(6)
+    assert [window.take(client, False, bell) for _ in range(3)] == [True, True, False]
+    assert window.take(client, True, bell)
+
+
+def test_new_workers_get_tasks_while_none_ends(two_threads: Workers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(dispatch, "LOOK_SECONDS", 0.2)
+    tasks = [(f"grow-{i}", (str(tmp_path / "gate"), i)) for i in range(12)]
+    results: list[Any] = []
+    caller = threading.Thread(target=lambda: results.extend(run_tasks(wait_for, tasks, two_threads, attempts=1)))
+    caller.start()
+    assert eventually(lambda: places(two_threads) == 4)
+    assert two_threads.client is not None
+    two_threads.client.cluster.scale(3)
+    reached = eventually(lambda: places(two_threads) == 6)
+    (tmp_path / "gate").touch()
+    caller.join(timeout=30)
+    assert reached
+    assert len(results) == 12
+
+
+SCHEDULER = """
+import asyncio, sys
+from distributed import Scheduler
+
+async def serve():
+    async with Scheduler(scheduler_file=sys.argv[1], host="127.0.0.1", port=0, dashboard=False) as scheduler:
+        await scheduler.finished()
+
+asyncio.run(serve())
+"""
+
+
+def test_the_scheduler_opens_no_task_and_needs_no_gigamask(tmp_path: Path) -> None:
+    from distributed import Worker
+
+    contact = tmp_path / "scheduler.json"
+
+    async def start() -> Worker:
+        return await Worker(scheduler_file=str(contact), nthreads=1, host="127.0.0.1", dashboard=False)
+
+    with subprocess.Popen([sys.executable, "-c", SCHEDULER, str(contact)], cwd=tmp_path) as scheduler:
+        try:
+            assert eventually(contact.exists, 60)
+            with open_workers(configured(type="address", scheduler_file=str(contact), threads=1)) as workers:
+                assert workers.client is not None
+                worker = workers.client.sync(start)
+                assert dict(run_tasks(square, [("sealed", (7,))], workers))["sealed"].result == 49
+                modules = workers.client.run_on_scheduler(lambda: sorted(sys.modules))
+                assert not [name for name in modules if name.split(".")[0] in ("pipeline", "tests")]
+                workers.client.sync(worker.close)
+        finally:
+            scheduler.kill()
 
 
 def test_a_killed_worker_comes_back_and_its_call_is_made_again(tmp_path: Path) -> None:
@@ -91,8 +278,8 @@ def test_a_killed_worker_comes_back_and_its_call_is_made_again(tmp_path: Path) -
 
 
 def test_without_any_worker_the_run_ends_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "LOOK_SECONDS", 0.2)
-    monkeypatch.setattr(cluster, "WITHOUT_WORKERS_SECONDS", 1.0)
+    monkeypatch.setattr(dispatch, "LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(dispatch, "WITHOUT_WORKERS_SECONDS", 1.0)
     arguments = {"n_workers": 0, "processes": False, "dashboard_address": None, "protocol": "tcp://"}
     config = configured(type="class", **{"class": "distributed.LocalCluster"}, arguments=arguments, maximum=1)
     with open_workers(config) as workers:
@@ -149,7 +336,7 @@ def test_a_scheduler_that_is_not_there_is_named() -> None:
         open_workers(configured(type="address", scheduler_file="/nowhere/s.json")),
     ):
         pass
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20  # not the 30 s that a connection may take
 
 
 def test_memory_and_threads_are_shared_out() -> None:

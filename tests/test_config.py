@@ -32,6 +32,8 @@ def error_of(folder: Path, **sections: Any) -> str:
         ({"model": {"path": "m", "batch": 0}}, "model.batch: Input should be greater than or equal to 1 (given: 0)"),
         ({"model": {"path": "m", "test_time_flips": 3}}, "model.test_time_flips"),
         ({"tiling": {"tile": 64, "overlap": 64}}, "overlap 64 must be below tile 64"),
+        ({"tiling": {"tile": "largest"}}, "tiling.tile.literal['auto']: Input should be 'auto' (given: 'largest')"),
+        ({"tiling": {"tile": 0}}, "tiling.tile"),
         ({"tiling": {"block": 10}}, "block 10 is too small"),
         ({"cluster": {"type": "address"}}, "give either address or scheduler_file"),
         ({"cluster": {"type": "address", "address": "tls://a:1", "tls_ca": "x"}}, "TLS needs all of"),
@@ -70,6 +72,10 @@ def test_paths_start_from_the_config_file_and_data_from_its_root(tmp_path: Path)
     assert config.model.path == tmp_path / "configs" / "model"
     moved = load_config(tmp_path / "configs" / "config.yaml", root=tmp_path / "elsewhere")
     assert moved.archive.images == str(tmp_path / "elsewhere" / "scenes" / "*.tif")
+
+
+def test_tiles_may_be_chosen_by_what_a_probe_found(tmp_path: Path) -> None:
+    assert load_config(config_file(tmp_path, tiling={"tile": "auto", "overlap": 64})).tiling.tile == "auto"
 
 
 def test_a_config_cannot_be_changed(tmp_path: Path) -> None:

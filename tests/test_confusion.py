@@ -124,7 +124,7 @@ def test_codes_that_mean_nothing_are_refused(reference: list[int], mask: list[in
 
 def test_what_is_no_code_at_all_is_refused() -> None:
     whole, none = np.zeros((2, 2), np.uint8), np.zeros((0, 0), np.uint8)
-    with pytest.raises(ValueError, match=r"mask holds codes 0\.\.\.300"):
+    with pytest.raises(ValueError, match="mask of uint16: codes of 2 classes are uint8"):
         count(whole, np.array([[0, 300], [0, 0]], np.uint16), classes=2)
     with pytest.raises(ValueError, match="reference holds codes -1"):
         count(whole.astype(np.int16) - 1, whole, classes=2)

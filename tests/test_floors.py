@@ -12,24 +12,40 @@ import pytest
 
 from tests.conftest import REPO
 
-GROUND = {"errors", "codes", "grid", "image", "card", "config", "plan", "alignment", "blend", "confusion", "resample"}
+GROUND = {
+    *("errors", "codes", "grid", "image", "card", "config", "plan", "alignment"),
+    *("blend", "confusion", "resample", "kernels", "records", "statistics"),
+    *("boundary", "edges", "measures"),
+}
 FLOORS: list[set[str]] = [
     GROUND,
-    {"rasterfile"},
-    {"sources", "truth", "models", "mosaic", "ledger", "report", "archive"},
-    {"work", "overview"},
-    {"cluster", "train"},
+    {"rasterfile", "vectorfile", "stop", "watch"},
+    {"sources", "truth", "models", "mosaic", "ledger", "report", "archive", "lock"},
+    {"strip"},
+    {"work", "overview", "probe", "finished"},
+    {"whole", "parts"},
+    {"dispatch", "nannies", "train"},
+    {"cluster"},
     {"survey"},
+    {"shop", "changes"},
+    {"scoring"},
+    {"bulk"},
     {"process"},
     {"night"},
-    {"single", "demo"},
+    {"single", "demo", "merge", "books"},
+    {"audit"},
 ]
 """From the ground up. Modules of one floor do not import each other, but for those within a package and the ground's own."""
 ADDRESS = {
     "rasterio": {"rasterfile"},
+    "pyogrio": {"vectorfile"},
+    "shapely": {"vectorfile"},
     "dask": {"cluster"},
-    "distributed": {"cluster"},
+    "distributed": {"cluster", "dispatch", "nannies"},
+    "numba": {"kernels"},
     "zarr": {"mosaic"},
+    "numcodecs": {"mosaic"},
+    "google_crc32c": {"mosaic"},
     "sqlite3": {"ledger"},
     "torch": {"models", "train", "work"},
     "segmentation_models_pytorch": {"models"},

@@ -22,9 +22,12 @@ from torch import Tensor, nn
 
 from pipeline.card import CARD_NAME, ModelCard, read_card
 from pipeline.errors import ModelError
-from pipeline.models import choose_device, load_model, save_model, verify_weights
+from pipeline.models import choose_device, load_model, network_predictor, save_model, verify_weights
 from pipeline.models.activations import WORKSPACE, activation_bytes_per_pixel
-from pipeline.models.network import Inference, NetworkPredictor, compute_alone, normalised, to_device
+from pipeline.models.cpu import compute_alone
+from pipeline.models.device import DevicePredictor
+from pipeline.models.network import Inference, Network, normalised, to_device
+from pipeline.models.predictor import Predictor
 from pipeline.models.smp import ARCHITECTURES, build
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
@@ -90,10 +93,9 @@ class Pointwise(nn.Module):
         return mixed + 0.1 * mixed.cumsum(dim=3)
 
 
-def predictor(card: ModelCard, network: nn.Module, **changes: Any) -> NetworkPredictor:
-    return NetworkPredictor(
-        card, network, Inference(**{"device": "cpu", "batch": 2, "precision": "float32", "flips": 1, **changes})
-    )
+def predictor(card: ModelCard, network: nn.Module, **changes: Any) -> Predictor:
+    how = Inference(**{"device": "cpu", "batch": 2, "precision": "float32", "flips": 1, **changes})
+    return network_predictor(card, Network(network), how)
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +158,7 @@ def test_every_architecture_of_the_library_builds_and_predicts(offline: None, na
     card = make_card(architecture={"name": name, "encoder": encoder, "arguments": arguments}, bands=4)
 
     with torch.no_grad():
-        scores = NetworkPredictor(card, build(card), Inference("cpu", 1, "float32", 1), any_layout=True)(
+        scores = network_predictor(card, Network(build(card), any_layout=True), Inference("cpu", 1, "float32", 1))(
             *tiles(card, 1, tile=128)
         )
 
@@ -279,7 +281,7 @@ def test_not_a_number_in_real_data_is_an_error_and_in_filling_is_not() -> None:
 
     assert np.isfinite(predict(data, valid)).all()
     valid[1, 0, 0] = True
-    with pytest.raises(ModelError, match=r"NaN or infinite scores for tile 1 of a batch of 2; 1 of their valid samples"):
+    with pytest.raises(ModelError, match=r"NaN or infinite outputs for tile 1 of a group of 2; 1 of their valid samples"):
         predict(data, valid)
 
 
@@ -371,7 +373,9 @@ def test_a_network_that_breaks_its_cards_promise_is_refused_with_both_shapes() -
 
 
 def test_what_torch_says_is_passed_on_with_the_batch() -> None:
-    with pytest.raises(ModelError, match=r"'toy' fails on a batch of \(1, 3, 64, 64\) uint8 on cpu: .*to have 5 channels"):
+    with pytest.raises(
+        ModelError, match=r"'toy' fails on a batch of \(1, 3, 64, 64\) torch.float32 on cpu: .*to have 5 channels"
+    ):
         predictor(make_card(), nn.Conv2d(5, 3, 1))(*tiles(make_card(), 1))
 
 
@@ -393,12 +397,8 @@ class Greedy(Pointwise):
 
 
 def in_order(card: ModelCard, network: nn.Module, batch: int, data: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[Any]:
-    """The way of a GPU, walked on the CPU."""
-    predict = predictor(card, network)
-    predict._batch = batch
-    scores = torch.empty(len(data), 3, TILE, TILE)
-    predict._predict_in_order(data, valid, scores)
-    return scores.numpy()
+    """Scores by the way of a GPU, walked on the CPU."""
+    return DevicePredictor(card, Network(network), Inference("cpu", batch, "float32", 1))(data, valid)
 
 
 def test_out_of_memory_halves_the_batch_for_good() -> None:

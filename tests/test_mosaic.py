@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ import zarr
 from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from zarr.codecs import ZstdCodec
 
 from pipeline import mosaic
 from pipeline.errors import StoreError
@@ -166,6 +168,132 @@ def test_halving_is_the_mode_of_the_classes(square: list[int]) -> None:
 def test_an_odd_edge_votes_alone() -> None:
     labels = np.array([[1, 1, 2], [1, 0, 2], [3, 254, 255]], np.uint8)
     assert mosaic.halve(labels, 4).tolist() == [[1, 2], [3, 255]]
+
+
+def test_the_layout_is_what_zarr_itself_would_write(scene: Path, tmp_path: Path) -> None:
+    model = threshold_model(tmp_path / "model", (50, 100))
+    plan = plan_of(scene, model, tmp_path, tiling={"block": 512, "store_confidence": True})
+    mosaic.create(tmp_path / "ours.zarr", plan)
+    root = zarr.create_group(tmp_path / "zarrs.zarr", zarr_format=3)
+    for name, document in mosaic.documents(plan).items():
+        ours = zarr.open(tmp_path / "ours.zarr", path=name, mode="r")
+        if isinstance(ours, zarr.Group):
+            made = root.require_group(name) if name else root
+        else:
+            made = root.create_array(
+                name,
+                shape=ours.shape,
+                dtype=ours.dtype,
+                chunks=ours.chunks,
+                shards=ours.shards,
+                fill_value=ours.fill_value,
+                compressors=ZstdCodec(level=3) if ours.shards else None,
+                dimension_names=ours.metadata.dimension_names,
+            )
+        made.attrs.update(document["attributes"])
+    written = {p.relative_to(tmp_path / "ours.zarr"): json.loads(p.read_bytes()) for p in tmp_path.glob("ours.zarr/**/zarr.json")}
+    assert len(written) == 12
+    for name in ("mask", "confidence"):
+        array = zarr.open_array(tmp_path / "ours.zarr", path=f"0/{name}")
+        assert (array.shape, array.shards, array.chunks) == (SIZE, plan.block_shape, plan.chunk_shape)
+        assert array.attrs["grid_mapping"] == "spatial_ref"
+    for path, document in written.items():
+        assert document == json.loads((tmp_path / "zarrs.zarr" / path).read_bytes()), path
+
+
+def test_coordinates_are_pixel_centres_on_every_level(store: Path) -> None:
+    for level, size in ((0, 0.5), (1, 1.0)):
+        x, y = (zarr.open_array(store, path=f"{level}/{name}")[:] for name in "xy")
+        assert x[:2].tolist() == [500_000 + size / 2, 500_000 + size * 3 / 2]
+        assert y[:2].tolist() == [4_600_000 - size / 2, 4_600_000 - size * 3 / 2]
+
+
+@pytest.mark.parametrize("block", [256, 264, 768, 2048])  # halved twice; not even once into whole shards; once; one block
+@pytest.mark.parametrize("size", [(2500, 1100), (130, 4101)])
+def test_whoever_writes_a_level_it_is_the_one_below_halved(
+    raster: Callable[..., Path], tmp_path: Path, block: int, size: tuple[int, int]
+) -> None:
+    image = raster(np.zeros(size, np.uint8))
+    overlap = 8 if block != 264 else 26
+    model = threshold_model(tmp_path / "model", (50, 100), tile=32 if block != 264 else 92, overlap=overlap)
+    plan = plan_of(image, model, tmp_path, tiling={"block": block})
+    labels = np.random.default_rng(block).choice(np.array([0, 1, 2, 254, 255], np.uint8), size)
+    store = tmp_path / "mask.zarr"
+    mosaic.create(store, plan)
+    for part in plan.blocks:
+        mosaic.write_block(store, plan, part.core, labels[part.core.slices])
+    mosaic.build_pyramid(store, plan)
+
+    assert mosaic.levels(*size) == 3 + (max(size) > 4096)
+    for level in range(mosaic.levels(*size)):
+        assert (zarr.open_array(store, path=f"{level}/mask")[:] == labels).all(), level
+        labels = mosaic.halve(labels, plan.classes)
+
+
+def test_a_pyramid_is_built_over_what_was_left_of_another(raster: Callable[..., Path], tmp_path: Path) -> None:
+    """A crash may leave torn shards on the levels whose files no block's record knows."""
+    plan = plan_of(raster(np.zeros((300, 2100), np.uint8)), threshold_model(tmp_path / "model"), tmp_path, tiling={"block": 264})
+    assert mosaic.own_levels(plan) == 2 < mosaic.levels(*plan.grid.shape)
+    work = tmp_path / "work.zarr"
+    mosaic.create(work, plan)
+    for block in plan.blocks:
+        mosaic.write_block(work, plan, block.core, np.ones(block.core.shape, np.uint8))
+    mosaic.build_pyramid(work, plan)
+    (torn,) = (work / "2" / "mask" / "c").glob("*/*")
+    whole = torn.read_bytes()
+    for damaged in (whole[:-3], whole[:5] + b"x" + whole[6:], b""):
+        torn.write_bytes(damaged)
+        mosaic.build_pyramid(work, plan)
+        assert torn.read_bytes() == whole
+
+
+def test_what_a_kill_in_the_midst_of_replacing_leaves_has_a_known_name(store: Path, plan: Plan) -> None:
+    work = store.with_name("work.zarr")
+    mosaic.create(work, plan)
+    old = mosaic.replaced(store)
+    store.rename(old)  # and here the process dies
+    mosaic.publish(work, store, replace=True)
+    assert store.exists()
+    assert not old.exists()
+
+
+@settings(max_examples=30)
+@given(height=st.integers(1, 24), width=st.integers(1, 24), rows=st.integers(1, 3), cols=st.integers(1, 3), empty=st.floats(0, 1))
+def test_a_shard_is_what_zarr_writes(
+    tmp_path_factory: pytest.TempPathFactory, height: int, width: int, rows: int, cols: int, empty: float
+) -> None:
+    rng = np.random.default_rng(height * 100 + width)
+    chunk = (8, 8)
+    shard = (8 * rows, 8 * cols)
+    values = rng.integers(0, 3, (min(height, shard[0]), min(width, shard[1])), np.uint8)
+    for row, col in np.ndindex(rows, cols):
+        if rng.random() < empty:
+            values[row * 8 : row * 8 + 8, col * 8 : col * 8 + 8] = 255
+    folder = tmp_path_factory.mktemp("shard")
+    array = zarr.create_array(
+        folder, shape=values.shape, chunks=chunk, shards=shard, dtype="uint8", fill_value=255, compressors=ZstdCodec(level=3)
+    )
+
+    content = mosaic.shard_bytes(values, shard, chunk, 255)
+
+    if content is None:
+        assert (values == 255).all()
+        return
+    (folder / "c" / "0").mkdir(parents=True)
+    (folder / "c" / "0" / "0").write_bytes(content)
+    assert (array[:] == values).all()
+    (folder / "c" / "0" / "0").unlink()
+    array[:] = values
+    assert len((folder / "c" / "0" / "0").read_bytes()) == len(content)
+
+
+def test_a_block_writes_all_levels_that_are_its_own(plan: Plan, tmp_path: Path, labels: np.ndarray) -> None:
+    mosaic.create(tmp_path / "mask.zarr", plan)
+    for part in plan.blocks:
+        mosaic.write_block(tmp_path / "mask.zarr", plan, part.core, labels[part.core.slices])
+
+    assert mosaic.own_levels(plan) == mosaic.levels(*SIZE) == 2
+    assert (zarr.open_array(tmp_path / "mask.zarr", path="1/mask")[:] == mosaic.halve(labels, 3)).all()
 
 
 def test_the_pyramid_is_halved_level_by_level(store: Path, plan: Plan, labels: np.ndarray) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,15 +21,22 @@ import torch
 import zarr
 
 from flows.console import Quiet
+from pipeline import bulk
+from pipeline import night as night_module
 from pipeline.card import Scaling, read_card
+from pipeline.changes import SEEN
 from pipeline.config import load_config
 from pipeline.confusion import count, no_counts
 from pipeline.errors import PlanError
-from pipeline.ledger import BlockRecord, Ledger
+from pipeline.ledger import Ledger
 from pipeline.models import save_model
 from pipeline.models.smp import build
 from pipeline.night import Morning, run_night
+from pipeline.overview import draw_overview
+from pipeline.plan import Plan
+from pipeline.records import BlockRecord
 from pipeline.report import read_report
+from pipeline.whole import Whole, WholeJob, do_whole
 from tests.conftest import write_raster
 from tests.making import config_file, threshold_model
 
@@ -177,7 +185,7 @@ def test_a_killed_run_finishes_only_what_was_missing(archive: Path, monkeypatch:
     undisturbed = night(archive, output="undisturbed", **sections)
     path = config_file(archive, output="killed", **sections)
     command = [sys.executable, "-m", "flows.cli", "run", str(path), "--no-prefect", "--json"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    killed = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     ledger = archive / "killed" / "ledger.sqlite"
     done: dict[str, dict[int, BlockRecord]] = {}
     digests = [image.digest for image in undisturbed.report.images]
@@ -187,8 +195,8 @@ def test_a_killed_run_finishes_only_what_was_missing(archive: Path, monkeypatch:
         if ledger.exists():
             with Ledger(ledger) as found:
                 done = {digest: found.blocks(digest, "predict", BlockRecord) for digest in digests}
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
     finished = sum(map(len, done.values()))
     assert finished >= 4
     assert not (archive / "killed" / "runs").exists()
@@ -301,3 +309,157 @@ def test_a_model_that_fails_makes_blocks_failed_and_the_night_goes_on(archive: P
     assert morning.report.scores is not None
     assert morning.report.scores.failed_px == morning.report.scores.evaluated_px == 700 * 600 + 300 * 900 + 20 * 30
     assert morning.report.scores.miou == 0
+
+
+@pytest.fixture
+def small_archive(tmp_path: Path) -> Path:
+    """Eight labelled scenes of one block each, and a threshold model; the first pixel of scene n has the value n."""
+    rng = np.random.default_rng(8)
+    (tmp_path / "scenes").mkdir()
+    (tmp_path / "labels").mkdir()
+    for index in range(8):
+        samples = rng.integers(10, 256, (60, 50 + index), np.uint8)
+        samples[0, 0] = index
+        write_raster(tmp_path / "scenes" / f"s{index}.tif", samples)
+        write_raster(tmp_path / "labels" / f"s{index}.tif", np.digitize(samples, [100, 180]).astype(np.uint8))
+    threshold_model(tmp_path / "model", (100, 200))
+    return tmp_path
+
+
+def trusting(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> dict[str, Any]:
+    """Sections of a configuration whose model is `code` for predict(data, valid), in this process and in workers."""
+    (folder / "ownmodel.py").write_text(code)
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.delitem(sys.modules, "ownmodel", raising=False)
+    monkeypatch.setenv("PYTHONPATH", f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    threshold_model(folder / "model", (100, 200), adapter="callable", architecture={"function": "ownmodel:predict"})
+    return {"model": {"path": "model", "batch": 3, "trust_code": True}}
+
+
+SCORES = """
+    scores = np.stack([data[:, 0] < 100, (data[:, 0] >= 100) & (data[:, 0] < 200), data[:, 0] >= 200], axis=1)
+    return scores.astype(np.float32)
+"""
+
+
+def test_small_images_done_whole_are_the_bytes_of_those_done_block_by_block(
+    small_archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = night(small_archive, output="whole")
+    workers = night(small_archive, output="workers", cluster={"type": "local", "workers": 2, "threads": 1, "memory_gib": 2})
+    monkeypatch.setattr(bulk, "_untouched", lambda *_: False)
+    single = night(small_archive, output="single")
+
+    assert {image.blocks for image in whole.report.images} == {1}
+    assert bytes_of(small_archive / "whole") == bytes_of(small_archive / "workers") == bytes_of(small_archive / "single")
+    told = [
+        [image.model_dump(exclude={"seconds", "load_seconds"}) for image in morning.report.images]
+        for morning in (whole, workers, single)
+    ]
+    assert told[0] == told[1] == told[2]
+
+
+def test_several_small_images_share_a_call_once_their_pace_is_known(small_archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[int] = []
+
+    def counting(images: tuple[WholeJob, ...]) -> tuple[Whole, ...]:
+        called.append(len(images))
+        return do_whole(images)
+
+    monkeypatch.setattr(bulk, "do_whole", counting)
+    night(small_archive)
+    assert called[0] == 1
+    assert sum(called) == 8
+    assert max(called) > 1
+
+
+def test_an_image_that_fails_among_small_ones_costs_itself_only(small_archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = (
+        "import numpy as np\ndef predict(data, valid):\n    if (data[:, 0, 0, 0] == 5).any():\n        raise ValueError('five')"
+    )
+    morning = night(small_archive, **trusting(small_archive, monkeypatch, broken + SCORES))
+    assert [result(morning, f"s{i}").state for i in range(8)] == ["failed" if i == 5 else "complete" for i in range(8)]
+    assert "five" in result(morning, "s5").error
+    assert morning.report.scores is not None
+    assert morning.report.scores.failed_px == 60 * 55
+    assert morning.report.scores.evaluated_px == sum(60 * (50 + i) for i in range(8))
+
+
+def test_a_worker_that_dies_in_a_call_takes_no_image_with_it(small_archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deadly = f"""
+import os, time
+from pathlib import Path
+import numpy as np
+def predict(data, valid):
+    marker = Path({str(small_archive / "died")!r})
+    if (data[:, 0, 0, 0] == 3).any() and not marker.exists():
+        marker.touch()
+        os._exit(1)
+"""
+    sections = trusting(small_archive, monkeypatch, deadly + SCORES)
+    morning = night(small_archive, cluster={"type": "local", "workers": 1, "threads": 1, "memory_gib": 2}, **sections)
+    assert (small_archive / "died").exists()
+    assert {image.state for image in morning.report.images} == {"complete"}
+    assert morning.report.scores is not None
+    assert morning.report.scores.evaluated_px == sum(60 * (50 + i) for i in range(8))
+
+
+def test_the_ledger_hears_of_a_whole_image_only_after_it_is_published(
+    small_archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = Ledger.put_image
+
+    def published(ledger: Ledger, image: str, digest: str, task: str, record: Any) -> None:
+        assert task == SEEN or (small_archive / "out" / "masks" / image / f"{digest}.zarr").is_dir()
+        put(ledger, image, digest, task, record)
+
+    monkeypatch.setattr(Ledger, "put_image", published)
+    assert night(small_archive).exit_code == 0
+
+
+def test_images_published_before_a_kill_and_after_the_last_record_are_not_computed_again(
+    small_archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(bulk, "_kept", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            night(small_archive)
+    published = {path.name for path in (small_archive / "out" / "masks").glob("*/*.zarr")}
+    assert published
+    morning = night(small_archive)
+    assert {image.digest for image in morning.report.images if image.reused} == {name.removesuffix(".zarr") for name in published}
+    assert {image.state for image in morning.report.images} == {"complete"}
+    assert all(image.counts for image in morning.report.images)
+
+
+def pictures(morning: Morning) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((morning.folder / "quicklook").iterdir())}
+
+
+def test_pictures_of_unchanged_masks_are_taken_over(small_archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[str] = []
+
+    def counting(plan: Plan, *arguments: Any) -> dict[str, str]:
+        drawn.append(plan.image.stem)
+        return draw_overview(plan, *arguments)
+
+    monkeypatch.setattr(night_module, "draw_overview", counting)
+    first = night(small_archive)
+    assert sorted(drawn) == [f"s{i}" for i in range(8)]
+    drawn.clear()
+    second = night(small_archive)
+    assert not drawn
+    assert pictures(second) == pictures(first)
+    assert len(pictures(first)) == 32
+
+    write_raster(small_archive / "labels" / "s4.tif", np.zeros((60, 54), np.uint8))
+    shutil.rmtree(first.folder)
+    third = night(small_archive)
+    assert drawn == ["s4"]
+    changed = {name for name, content in pictures(third).items() if content != pictures(second)[name]}
+    assert {name.partition("-")[0] for name in changed} == {"s4"}
+    drawn.clear()
+    shutil.rmtree(second.folder)
+    shutil.rmtree(third.folder)
+    night(small_archive)
+    assert sorted(drawn) == [f"s{i}" for i in range(8)]

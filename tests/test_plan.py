@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 from affine import Affine
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.alignment import same_crs
 from pipeline.errors import PlanError
 from pipeline.grid import Lattice, blocks
-from pipeline.plan import MIB, choose_block_shape, chunk_side, tiles_over_blocks
-from tests.making import plan_of, threshold_model
+from pipeline.image import ImageSpec
+from pipeline.plan import MIB, Plan, choose_block_shape, chunk_side, plan_image, tiles_over_blocks
+from pipeline.sources import describe
+from tests.making import card_of, config, plan_of, probed, threshold_model
 
 
 @settings(max_examples=60)
@@ -140,7 +142,7 @@ def geo(raster: Callable[..., Path], metres: float) -> Path:
 
 def test_an_image_is_worked_at_the_models_resolution(raster: Callable[..., Path], tmp_path: Path) -> None:
     model = threshold_model(tmp_path / "model", resolution={"size": 1.0, "unit": "metre", "tolerance": 0.05})
-    assert plan_of(geo(raster, 1.02), model, tmp_path).grid.native
+    assert plan_of(geo(raster, 1.02), model, tmp_path).grid.as_stored
     coarser = plan_of(geo(raster, 0.5), model, tmp_path).grid
     assert coarser.shape == (50, 50)
     assert coarser.transform == pytest.approx((1.0, 0, 5e5, 0, -1.0, 4.6e6))
@@ -200,3 +202,139 @@ def test_a_plan_survives_the_journey_to_a_worker(raster: Callable[..., Path], tm
     assert again.digest == plan.digest
     assert type(plan).model_validate_json(plan.model_dump_json()).digest == plan.digest
     assert len(pickle.dumps(plan)) < 20_000
+
+
+def test_what_a_plan_has_computed_does_not_travel(raster: Callable[..., Path], tmp_path: Path) -> None:
+    image = raster(np.zeros((1024, 1024), np.uint8))
+    plan = plan_of(image, threshold_model(tmp_path / "model"), tmp_path, tiling={"block": 256})
+    sent = pickle.dumps(plan)
+    assert len(plan.blocks) == 16
+    assert len(plan.digest) == 16
+    assert pickle.dumps(plan) == sent
+    again = pickle.loads(sent)
+    assert (again, again.blocks, again.digest) == (plan, plan.blocks, plan.digest)
+
+
+@pytest.fixture
+def plan_for(raster: Callable[..., Path], tmp_path: Path) -> Callable[..., Plan]:
+    """Plans for images that only have a header: plan_for(card's changes, height, width, memory in MiB, tiling's keys)."""
+    source = describe(str(raster(np.zeros((9, 9), np.uint8), tiled=True, blockxsize=256, blockysize=256)))
+
+    def plan(changes: dict[str, Any], height: int, width: int, mib: int = 4096, **tiling: Any) -> Plan:
+        model = threshold_model(tmp_path / "model", tile=512, overlap=128, multiple_of=32, **changes)
+        settings = config(tmp_path, model={"path": "model", "batch": 3}, tiling={"tile": "auto"} | tiling)
+        image = source.model_copy(update={"height": height, "width": width})
+        return plan_image(settings, ImageSpec(uri=source.uri), image, card_of(model), mib * MIB)
+
+    return plan
+
+
+COSTS = {512: (1.0, 100), 768: (2.25, 225), 1024: (4.0, 400), 2048: (24.0, 1600)}
+"""Seconds and MiB a tile: the same for each pixel, but for the largest, which is half as slow again."""
+
+
+def test_the_overlap_is_the_least_that_leaves_no_more_seams_than_the_card_does(tmp_path: Path) -> None:
+    card = card_of(threshold_model(tmp_path, tile=512, overlap=128, **probed(COSTS)))
+    assert card.probe is not None
+    assert card.probe.seam_share(512, 128) == pytest.approx(0.005)
+    assert card.probe.seam_share(1024, 64) == pytest.approx(0.01 * 448 / 960)  # as many of the seams, in 960 px instead of 448
+    assert card.probe.seam_share(512, 96) == pytest.approx((0.01 * 448 + 0.005 * 384) / 2 / 416)
+    assert [card.advised_overlap(tile) for tile in (384, 512, 768, 1024)] == [192, 128, 128, 64]
+    far = card_of(threshold_model(tmp_path, tile=512, overlap=128, **probed(COSTS, halo=100)))
+    assert [far.advised_overlap(tile) for tile in (768, 1024)] == [128, 128]
+    sloppy = card_of(threshold_model(tmp_path, tile=512, overlap=0, **probed(COSTS)))
+    assert [sloppy.advised_overlap(tile) for tile in (512, 1024)] == [128, 64], "tiles of 512 px and 128 are the worst allowed"
+    strict = card_of(threshold_model(tmp_path, tile=512, overlap=192, **probed(COSTS)))
+    assert [strict.advised_overlap(tile) for tile in (512, 1024)] == [192, 128]
+    assert card_of(threshold_model(tmp_path, **probed(COSTS, halo=500))).advised_overlap(1024) is None
+
+
+def test_auto_takes_the_tile_that_needs_least_time_for_the_image(plan_for: Callable[..., Plan]) -> None:
+    # 21 x 21 tiles of 512 px take 441 s, 13 x 13 of 768 px 380 s, 9 x 9 of 1024 px 324 s, 5 x 5 of 2048 px 600 s
+    plan = plan_for(probed(COSTS), 8192, 8192)
+    assert (plan.tile, plan.overlap) == (1024, 64)
+    assert plan.lattice.tiles == 81
+    slow = COSTS | {1024: (6.0, 400)}
+    assert (plan_for(probed(slow), 8192, 8192).tile, plan_for(probed(slow), 8192, 8192).overlap) == (768, 128)
+
+
+def test_auto_counts_what_blocks_add(plan_for: Callable[..., Plan]) -> None:
+    # 441 tiles of 512 px become 28 x 28 = 784 in blocks of 1152 px; 81 of 1024 px become 13 x 13 = 169 in blocks of 1920 px
+    costs = {512: (1.0, 100), 1024: (5.0, 400)}
+    assert plan_for(probed(costs), 8192, 8192).tile == 1024
+    plan = plan_for(probed(costs), 8192, 8192, block=1024)
+    assert (plan.tile, plan.tiles_predicted) == (512, 784)
+
+
+def test_auto_stays_within_memory(plan_for: Callable[..., Plan]) -> None:
+    chosen = [plan_for(probed(COSTS), 8192, 8192, mib).tile for mib in (2000, 1200, 700)]
+    assert chosen == [1024, 768, 512]
+    with pytest.raises(PlanError, match="a worker may take 300 MiB"):
+        plan_for(probed(COSTS), 8192, 8192, 300)
+
+
+def test_a_measured_tile_takes_the_memory_that_was_measured(plan_for: Callable[..., Plan]) -> None:
+    one, other = (plan_for(probed(COSTS | {1024: (4.0, mib)}), 8192, 8192, block=4096) for mib in (400, 500))
+    assert (one.tile, other.tile) == (1024, 1024)
+    assert other.memory.total - one.memory.total == 3 * 100 * MIB
+
+
+@pytest.mark.parametrize(("side", "tile"), [(300, 512), (600, 768), (900, 1024), (1100, 512), (1300, 768)])
+def test_a_small_image_gets_the_tiles_that_cover_it_with_least_work(plan_for: Callable[..., Plan], side: int, tile: int) -> None:
+    # 600 px: 4 tiles of 512 or 1 of 768; 1100 px: 9 of 512 or 4 of 768, as long; 1300 px: 16 of 512, 4 of 768, 4 of 1024
+    assert plan_for(probed(COSTS), side, side).tile == tile
+
+
+def test_an_overlap_that_is_given_is_taken(plan_for: Callable[..., Plan]) -> None:
+    plan = plan_for(probed(COSTS), 8192, 8192, overlap=256)
+    assert (plan.tile, plan.overlap) == (1024, 256)
+
+
+def test_where_no_measured_overlap_is_good_enough_the_cards_own_tiles_are_kept(plan_for: Callable[..., Plan]) -> None:
+    plan = plan_for(probed(COSTS, halo=400), 8192, 8192)
+    assert (plan.tile, plan.overlap) == (512, 128)
+
+
+def test_auto_is_refused_for_a_model_that_is_not_translation_invariant_or_not_probed(plan_for: Callable[..., Plan]) -> None:
+    with pytest.raises(PlanError, match=r"not translation invariant: it pools\. .* for the 512 px of its card"):
+        plan_for(probed(COSTS, invariant=False, finding="it pools"), 999, 999)
+    with pytest.raises(PlanError, match=r"not translation invariant"):
+        plan_for(probed(COSTS) | {"translation_invariant": False}, 999, 999)
+    for claim, words in ((True, "says that it is"), (False, "does not say that it is")):
+        with pytest.raises(PlanError, match=rf"not been probed \(its card {words} .* `gigamask model probe DIR --write`"):
+            plan_for({"translation_invariant": claim}, 999, 999)
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    height=st.integers(1, 20_000),
+    width=st.integers(1, 20_000),
+    seconds=st.lists(st.floats(0.1, 40), min_size=4, max_size=4),
+    mib=st.integers(250, 6000),
+    block=st.sampled_from(["auto", 1024, 2048]),
+)
+def test_no_tile_that_fits_takes_less_time_than_the_chosen_one(
+    plan_for: Callable[..., Plan], height: int, width: int, seconds: list[float], mib: int, block: Any
+) -> None:
+    costs = {tile: (time, memory) for (tile, (_, memory)), time in zip(COSTS.items(), seconds, strict=True)}
+    overlaps = {512: 128, 768: 128, 1024: 64, 2048: 64}
+    others: dict[int, float] = {}
+    for tile, (time, _) in costs.items():
+        try:
+            other = plan_for(probed(costs), height, width, mib, tile=tile, overlap=overlaps[tile], block=block)
+        except PlanError:
+            continue
+        others[tile] = other.tiles_predicted * time
+    try:
+        plan = plan_for(probed(costs), height, width, mib, block=block)
+    except PlanError:
+        enough = [tile for tile in costs if tile >= max(height, width)]
+        assert not [tile for tile in others if not enough or tile <= min(enough)]
+        return
+    assert plan.memory.total <= mib * MIB
+    assert plan.overlap == overlaps[plan.tile]
+    assert plan.lattice.stride % 32 == 0
+    covering = [tile for tile in costs if tile >= max(height, width)]
+    assert not covering or plan.tile <= min(covering)
+    comparable = [time for tile, time in others.items() if not covering or tile <= min(covering)]
+    assert plan.tiles_predicted * costs[plan.tile][0] == pytest.approx(min(comparable))

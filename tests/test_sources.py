@@ -19,7 +19,7 @@ from rasterio.warp import transform as reproject_points
 from rasterio.windows import Window as RasterioWindow
 
 from pipeline import rasterfile
-from pipeline.errors import PlanError, SourceError
+from pipeline.errors import ChangedError, PlanError, SourceError
 from pipeline.grid import Window
 from pipeline.image import Resolution, SourceInfo, working_grid
 from pipeline.plan import MIB, ReadSpec, gdal_cache_bytes
@@ -209,7 +209,7 @@ def test_a_file_that_changed_since_it_was_planned_is_refused(raster: Raster) -> 
     path = raster(noise(4, 4))
     spec = spec_of(path)
     write_raster(path, noise(4, 40))
-    with pytest.raises(SourceError, match="not the file that was planned"):
+    with pytest.raises(ChangedError, match="not the file that was planned"):
         open_source(spec)
 
 

@@ -13,20 +13,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline import mosaic
+from pipeline import mosaic, parts
 from pipeline.errors import SourceError
 from pipeline.grid import Window
-from pipeline.models import Predictor, load_model
+from pipeline.models import load_model
+from pipeline.models.predictor import Predictor
 from pipeline.plan import Plan
 from pipeline.sources import Pixels, open_source
 from pipeline.work import Job, fail_block, predict_block, predict_core
 from tests.making import plan_of, threshold_model
 
 
-class Surroundings:
+class Surroundings(Predictor):
     """A model that looks around: the class is which of three shifted means is largest, so tiles disagree at their borders."""
 
-    def __call__(self, data: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[np.float32]:
+    def outputs(self, data: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[np.float32]:
         values = np.where(valid[:, None], data, 0).astype(np.float32)
         means = [sum(np.roll(values[:, 0], shift, axis) for shift in range(-4, 5)) for axis in (1, 2)]
         scores = np.stack([values[:, 0] * 9, *means], axis=1)
@@ -81,10 +82,10 @@ def test_blocks_give_the_bytes_of_the_whole(
     whole = plan_of(image, model, folder, tiling=tiling | {"block": 1000})
     parts = plan_of(image, model, folder, tiling=tiling | {"block": block})
 
-    expected = labels_of(whole, Surroundings(), Window(0, 0, height, width))
+    expected = labels_of(whole, Surroundings(whole.card), Window(0, 0, height, width))
     assert ((expected == 255) == (samples == 0)).all()
     for part in parts.blocks:
-        assert (labels_of(parts, Surroundings(), part.core) == expected[part.core.slices]).all()
+        assert (labels_of(parts, Surroundings(parts.card), part.core) == expected[part.core.slices]).all()
 
 
 def test_only_tiles_with_valid_pixels_go_through_the_model(raster: Callable[..., Path], tmp_path: Path) -> None:
@@ -174,3 +175,30 @@ def test_confidence_is_stored_where_asked_for(raster: Callable[..., Path], tmp_p
     mosaic.create(tmp_path / "mask.zarr", plan)
     predict_block(Job(plan=plan, store=str(tmp_path / "mask.zarr")), plan.blocks[0])
     assert (mosaic.read(tmp_path / "mask.zarr", Window(0, 0, 50, 50), name="confidence") == 255).all()
+
+
+def test_a_part_whose_worker_died_while_it_wrote_is_failed_and_the_others_stay(
+    raster: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = np.random.default_rng(2).integers(0, 256, (60, 50), np.uint8)
+    plan = plan_of(raster(samples), threshold_model(tmp_path / "model", (60, 180)), tmp_path)
+    job = Job(plan=plan, store=str(tmp_path / "work.zarr"))
+    mosaic.create(Path(job.store), plan)
+    (block,) = plan.blocks
+    first, *others = parts.split(block)
+
+    def dies(file: Any, **_: Any) -> None:
+        file.write(b"half") if hasattr(file, "write") else Path(file).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(parts.np, "savez", dies)
+        with pytest.raises(KeyboardInterrupt):
+            parts.predict_part(job, first)
+    done = [parts.predict_part(job, part) for part in others]
+    record = parts.join_parts(job, block, (first.model_copy(update={"error": "its worker died"}), *done))
+    labels = mosaic.read(Path(job.store), block.core)
+    expected = np.digitize(samples, [60, 180])
+    expected[first.window.slices] = 254
+    assert (labels == expected).all()
+    assert (record.state, record.failed_px, record.error) == ("done", first.window.pixels, "its worker died")

@@ -5,10 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from pipeline.card import CARD_NAME, ModelCard
 from pipeline.errors import ModelError
@@ -16,27 +13,26 @@ from pipeline.errors import ModelError
 if TYPE_CHECKING:
     from torch import nn
 
-
-class Predictor(Protocol):
-    """A loaded model. The scores of a tile depend on that tile only, not on its place or its neighbours in the batch."""
-
-    def __call__(self, data: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[np.float32]:
-        """Scores (n, classes, t, t), C-contiguous, of raw samples `data` (n, bands, t, t) in the card's dtype.
-
-        `valid` (n, t, t): True is real data; networks see 0 elsewhere. The card's activation has been applied, so
-        that scores may be averaged over overlapping tiles: softmax gives probabilities, sigmoid (1 - p, p). n may be any
-        number. Raises ModelError where samples or scores do not fit the card, and where scores are not finite.
-        """
+    from pipeline.models.network import Inference, Network
+    from pipeline.models.predictor import Predictor
 
 
 def load_model(
-    folder: Path, card: ModelCard, *, device: str, batch: int, precision: str, flips: int, trust_code: bool
+    folder: Path,
+    card: ModelCard,
+    *,
+    device: str,
+    batch: int,
+    precision: str,
+    flips: int,
+    trust_code: bool,
+    compiled: bool = False,
 ) -> Predictor:
     """The model in `folder`, on `device` (as for `choose_device`), predicting at most `batch` tiles at a time.
 
     `precision` is float32 or bfloat16 (of the forward pass), `flips` how many of the square's symmetries are averaged
-    (1, 2, 4, 8), `trust_code` whether the model may run code of its own. On the CPU it uses the threads that torch has, one a
-    tile: `batch` should be no smaller than their number. Raises ModelError.
+    (1, 2, 4, 8), `compiled` whether torch.compile makes it a program, `trust_code` whether the model may run code of its own.
+    On the CPU it uses the threads that torch has, one a tile: `batch` should be no smaller than their number. Raises ModelError.
     """
     verify_weights(folder, card)
     check_trusted(card, trust_code)
@@ -49,24 +45,38 @@ def load_model(
 
         return CallablePredictor(card, batch=batch, flips=flips)
 
-    from pipeline.models.network import Inference, NetworkPredictor
+    from pipeline.models.network import Inference, Network
 
-    how = Inference(device=choose_device(device), batch=batch, precision=precision, flips=flips)
+    how = Inference(choose_device(device), batch=batch, precision=precision, flips=flips, compiled=compiled)
     if card.adapter == "smp":
         from pipeline.models import smp
+        from pipeline.models.fuse import fuse
 
-        return NetworkPredictor(card, smp.load(folder, card), how, any_layout=True)
-    from pipeline.models import exported
+        side = min(card.tile, -(-128 // card.multiple_of) * card.multiple_of)
+        network = Network(fuse(smp.load(folder, card), len(card.bands), side), any_layout=True)
+    else:
+        from pipeline.models import exported
 
-    program = exported.load(folder, card, how.device)
-    return NetworkPredictor(card, program.network, how, fixed_batch=program.batch)
+        network = exported.load(folder, card, how.device)
+    return network_predictor(card, network, how)
+
+
+def network_predictor(card: ModelCard, network: Network, how: Inference) -> Predictor:
+    """A network as a predictor, on the device that `how` names."""
+    if how.device == "cpu":
+        from pipeline.models.cpu import CpuPredictor
+
+        return CpuPredictor(card, network, how)
+    from pipeline.models.device import DevicePredictor
+
+    return DevicePredictor(card, network, how)
 
 
 def save_model(folder: Path, card: ModelCard, module: nn.Module) -> ModelCard:
     """Writes weights and card of an smp model, each whole or not at all, and returns the card as written.
 
-    The card gets the weights' digest and, where it has none, the network's memory. Weights come first: should the card not
-    follow, the old card's digest refuses them.
+    The card gets the weights' digest, whether the network is translation invariant and, where it has none, its memory. Weights
+    come first: should the card not follow, the old card's digest refuses them.
     """
     if card.adapter != "smp" or card.weights is None or not card.weights.endswith(".safetensors"):
         raise ModelError(
@@ -76,17 +86,24 @@ def save_model(folder: Path, card: ModelCard, module: nn.Module) -> ModelCard:
     from safetensors.torch import save
 
     from pipeline.models.activations import activation_bytes_per_pixel
+    from pipeline.models.locality import looks_across
 
     weights = save({name: value.detach().cpu().contiguous().clone() for name, value in module.state_dict().items()})
     facts: dict[str, Any] = {"weights_sha256": hashlib.sha256(weights).hexdigest(), "weights_bytes": len(weights)}
+    facts["translation_invariant"] = not looks_across(module, len(card.bands), card.tile)
     if not card.activation_bytes_per_pixel:
         facts["activation_bytes_per_pixel"] = activation_bytes_per_pixel(module, len(card.bands), card.tile, len(card.classes))
     card = card.model_copy(update=facts)
     folder.mkdir(parents=True, exist_ok=True)
     assert card.weights is not None
     _write(folder / card.weights, weights)
-    _write(folder / CARD_NAME, card.model_dump_json(indent=2).encode() + b"\n")
+    save_card(folder, card)
     return card
+
+
+def save_card(folder: Path, card: ModelCard) -> None:
+    """Writes the card of the model in `folder`, whole or not at all."""
+    _write(folder / CARD_NAME, card.model_dump_json(indent=2).encode() + b"\n")
 
 
 def check_trusted(card: ModelCard, trust_code: bool) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.blend import Activation
 from pipeline.card import ModelCard
 from pipeline.errors import ModelError
 
@@ -36,17 +37,33 @@ def check_output(card: ModelCard, shape: tuple[int, ...], tiles: int, tile: int)
         )
 
 
-def check_finite(card: ModelCard, scores: NDArray[np.float32], data: NDArray[Any], valid: NDArray[np.bool_]) -> None:
-    """ModelError where a tile got scores that are no numbers: in a mask they would be some class at random."""
-    if np.isfinite(scores.min(initial=0)) and np.isfinite(scores.max(initial=0)):
+def check_finite(card: ModelCard, outputs: NDArray[np.float32], data: NDArray[Any], valid: NDArray[np.bool_]) -> None:
+    """ModelError where a tile got outputs that are no numbers: in a mask they would be some class at random."""
+    if np.isfinite(outputs.min(initial=0)) and np.isfinite(outputs.max(initial=0)):
         return
-    bad = [i for i, tile in enumerate(scores) if not np.isfinite(tile).all()]
+    bad = [i for i, tile in enumerate(outputs) if not np.isfinite(tile).all()]
     samples = sum(int((~np.isfinite(data[i]) & valid[i]).sum()) for i in bad)
-    raise ModelError(
-        f"model {card.name!r} answers NaN or infinite scores for tile {', '.join(map(str, bad))} of a batch of {len(scores)}; "
-        f"{samples} of their valid samples are NaN or infinite themselves. Declare filling under archive.nodata, or check "
+    where = f"tile {', '.join(map(str, bad))} of a group of {len(outputs)}"
+    raise not_finite(card, f"{where}; {samples} of their valid samples are NaN or infinite themselves")
+
+
+def not_finite(card: ModelCard, where: str) -> ModelError:
+    """The error of outputs that are no finite numbers."""
+    return ModelError(
+        f"model {card.name!r} answers NaN or infinite outputs for {where}. Declare filling under archive.nodata, or check "
         "the weights"
     )
+
+
+def activated(activation: Activation, outputs: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Scores (n, classes, t, t) from outputs (n, channels, t, t)."""
+    if activation == "none":
+        return outputs
+    if activation == "sigmoid":
+        p = 0.5 * (1 + np.tanh(0.5 * outputs))
+        return np.concatenate([1 - p, p], axis=1)
+    powers = np.exp(outputs - outputs.max(axis=1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True), np.float32)
 
 
 def padded(array: NDArray[Any], tiles: int) -> NDArray[Any]:

@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 
 from pipeline.card import ModelCard
 from pipeline.errors import ModelError
-from pipeline.models.batches import check_batch, check_finite, check_output, padded
+from pipeline.models.batches import check_batch, check_output, padded
+from pipeline.models.predictor import Predictor
 
 
-class CallablePredictor:
-    """Scores from `function(data, valid, **arguments)`.
+class CallablePredictor(Predictor):
+    """Outputs of `function(data, valid, **arguments)`.
 
     The card's architecture is {"function": "package.module:function", "arguments": {...}}. The function gets raw samples
     (batch, bands, t, t) in the card's dtype and valid (batch, t, t), always a full batch with empty tiles at its end, and
@@ -36,29 +37,17 @@ class CallablePredictor:
             raise ModelError(
                 f"model {card.name!r} calls {name}, which cannot be imported: {e}. Install its package on every worker"
             ) from e
-        self._card, self._function, self._batch = card, function, batch
+        super().__init__(card)
+        self.group, self._function = batch, function
         self._arguments: dict[str, Any] = card.architecture.get("arguments", {})
 
-    def __call__(self, data: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[np.float32]:
-        check_batch(self._card, data, valid)
-        count, tile = len(data), data.shape[-1]
-        scores = np.empty((count, len(self._card.classes), tile, tile), np.float32)
-        for start in range(0, count, self._batch):
-            part = slice(start, min(start + self._batch, count))
-            answer = self._function(padded(data[part], self._batch), padded(valid[part], self._batch), **self._arguments)
+    def outputs(self, data: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[np.float32]:
+        check_batch(self.card, data, valid)
+        answers = []
+        for start in range(0, len(data), self.group):
+            part = slice(start, min(start + self.group, len(data)))
+            answer = self._function(padded(data[part], self.group), padded(valid[part], self.group), **self._arguments)
             answer = np.asarray(answer)
-            check_output(self._card, answer.shape, self._batch, tile)
-            scores[part] = activated(self._card, answer[: part.stop - start].astype(np.float32, copy=False))
-        check_finite(self._card, scores, data, valid)
-        return scores
-
-
-def activated(card: ModelCard, outputs: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Scores (n, classes, t, t) from outputs (n, classes or 1, t, t) by the card's activation."""
-    if card.activation == "none":
-        return outputs
-    if card.activation == "sigmoid":
-        p = 0.5 * (1 + np.tanh(0.5 * outputs))
-        return np.concatenate([1 - p, p], axis=1)
-    powers = np.exp(outputs - outputs.max(axis=1, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=1, keepdims=True), np.float32)
+            check_output(self.card, answer.shape, self.group, data.shape[-1])
+            answers.append(answer[: part.stop - start].astype(np.float32, order="C", copy=False))
+        return np.concatenate(answers) if len(answers) != 1 else answers[0]

@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
 from pipeline.card import ModelCard
 from pipeline.errors import ModelError
+from pipeline.models.network import Network
 
 
-@dataclass(frozen=True, slots=True)
-class Program:
-    """A network out of a file."""
-
-    network: nn.Module
-    """Maps (batch, bands, t, t) float32 to (batch, classes or 1, t, t)."""
-    batch: int | None
-    """The only number of tiles that it takes; None: any."""
-
-
-def load(folder: Path, card: ModelCard, device: str) -> Program:
-    """The program in the card's weights file. Reading either kind of file can run code in it: call only where the model is
+def load(folder: Path, card: ModelCard, device: str) -> Network:
+    """The network in the card's weights file. Reading either kind of file can run code in it: call only where the model is
     trusted. ModelError where it is neither, or takes other bands than the card's.
 
     A program with a fixed batch says so itself in .pt2; for TorchScript the card does, as architecture {"batch": n}.
@@ -42,7 +31,7 @@ def load(folder: Path, card: ModelCard, device: str) -> Program:
     batch = card.architecture.get("batch")
     if batch is not None and (not isinstance(batch, int) or batch < 1):
         raise ModelError(f"model {card.name!r}: architecture.batch is {batch!r}, it must be a number of tiles, or left out")
-    return Program(network.eval(), batch)
+    return Network(network.eval(), batch=batch)
 
 
 def file_kind(path: Path) -> Literal["export", "script"]:
@@ -66,7 +55,7 @@ def file_kind(path: Path) -> Literal["export", "script"]:
     )
 
 
-def _exported(path: Path, card: ModelCard, device: str) -> Program:
+def _exported(path: Path, card: ModelCard, device: str) -> Network:
     with path.open("rb") as file:
         program = torch.export.load(file)
     inputs = [node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs]
@@ -80,4 +69,4 @@ def _exported(path: Path, card: ModelCard, device: str) -> Program:
         from torch.export.passes import move_to_device_pass
 
         program = move_to_device_pass(program, device)
-    return Program(program.module(), shape[0] if isinstance(shape[0], int) else None)
+    return Network(program.module(), batch=shape[0] if isinstance(shape[0], int) else None)

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from pipeline.card import ModelCard
 from pipeline.errors import ModelError
 from pipeline.models.batches import check_batch
+from pipeline.models.predictor import Predictor
 
 
-class ThresholdPredictor:
+class ThresholdPredictor(Predictor):
     """One-hot scores from thresholds: with [100, 200], values below 100 are class 0, below 200 class 1, others class 2.
 
     The card's architecture is {"band": position in the card's bands, "thresholds": growing values in raw sample units}.
@@ -31,10 +32,12 @@ class ThresholdPredictor:
             )
         if not isinstance(band, int) or not 0 <= band < len(card.bands):
             raise ModelError(f"model {card.name!r}: architecture.band is {band!r}, the card has bands 0 to {len(card.bands) - 1}")
-        self._card, self._band, self._thresholds = card, band, np.array(thresholds, np.float64)
+        super().__init__(card)
+        self.activation = "none"
+        self._band, self._thresholds = band, np.array(thresholds, np.float64)
 
-    def __call__(self, data: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[np.float32]:
-        check_batch(self._card, data, valid)
+    def outputs(self, data: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[np.float32]:
+        check_batch(self.card, data, valid)
         codes = np.digitize(np.where(valid, data[:, self._band], 0), self._thresholds)
-        classes = np.arange(len(self._card.classes))[:, None, None]
+        classes = np.arange(len(self.card.classes))[:, None, None]
         return np.ascontiguousarray(codes[:, None] == classes, np.float32)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from math import isnan
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -17,29 +18,49 @@ JSON_NAME = "report.json"
 
 
 def write_report(report: RunReport, folder: Path) -> dict[str, Path]:
-    """Write report.json, per_class.csv, per_image.parquet, summary.md and report.html into `folder`; paths by file name.
+    """Write report.json into `folder`, and all that `render` makes of it; paths by file name.
 
-    All but the first are functions of report.json and of the pictures in `folder`/quicklook: the same ones give the same
-    bytes. Each file appears whole or not at all; report.json first, so that nothing that goes wrong later loses the run.
+    report.json comes first, so that nothing that goes wrong later loses the run.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    written = {JSON_NAME: _put(folder / JSON_NAME, report_json(report).encode())}
+    return written | render(folder)
+
+
+def render(folder: Path, out: Path | None = None) -> dict[str, Path]:
+    """Make page, summary, tables and lists of the report in `folder`, of whichever version, into `out` (`folder` itself where
+    None); paths by file name.
+
+    All are functions of report.json, of the pictures in quicklook, and the page also of the history of earlier runs: the same
+    ones give the same bytes. Each file appears whole or not at all. report.json stays as it is.
     """
     from pipeline.report.findings import Findings
+    from pipeline.report.outputs import junit_xml, multiqc_json
     from pipeline.report.page import page_html
+    from pipeline.report.past import read_past
     from pipeline.report.summary import summary_md
     from pipeline.report.tables import per_class_csv, per_image_parquet
 
-    folder.mkdir(parents=True, exist_ok=True)
-    written = {JSON_NAME: _put(folder / JSON_NAME, report_json(report).encode())}
+    out = out or folder
+    out.mkdir(parents=True, exist_ok=True)
     findings = Findings(read_report(folder))
-    written["per_class.csv"] = _put(folder / "per_class.csv", per_class_csv(findings).encode())
-    written["per_image.parquet"] = _put(folder / "per_image.parquet", per_image_parquet(findings))
-    written["summary.md"] = _put(folder / "summary.md", summary_md(findings).encode())
-    written["report.html"] = _put(folder / "report.html", page_html(findings, folder).encode())
-    return written
+    if out.resolve() != folder.resolve():
+        _take_pictures(findings.report, folder, out)
+    contents = {
+        "per_class.csv": per_class_csv(findings).encode(),
+        "per_image.parquet": per_image_parquet(findings),
+        "summary.md": summary_md(findings).encode(),
+        "junit.xml": junit_xml(findings),
+        "gigamask_mqc.json": multiqc_json(findings).encode(),
+        "report.html": page_html(findings, out, read_past(folder, findings.report)).encode(),
+    }
+    return {name: _put(out / name, content) for name, content in contents.items()}
 
 
 def read_report(folder: Path) -> RunReport:
-    """The report in `folder`; StoreError where it is missing, damaged, or of another version."""
-    path = folder / JSON_NAME
+    """The report in `folder`, which may also be named by its report.json; StoreError where it is missing, damaged, or of
+    another version."""
+    path = folder if folder.name == JSON_NAME else folder / JSON_NAME
     try:
         data = json.loads(path.read_bytes())
         data.pop("scores", None)
@@ -51,7 +72,7 @@ def read_report(folder: Path) -> RunReport:
 
 
 def report_json(report: RunReport) -> str:
-    """`report` as JSON: a line a key, and a line an image.
+    """`report` as JSON: a line a key, a line an image, and a line a part of the evaluation.
 
     Beside its own keys it has `scores`: the data-set-wide scores, derived, for programs; null where there are none.
     """
@@ -60,10 +81,12 @@ def report_json(report: RunReport) -> str:
     data["scores"] = None if scores is None else _without_nan(TypeAdapter(Scores).dump_python(scores, mode="json"))
     lines = []
     for key, value in data.items():
-        images = key == "images" and value
-        lines.append(
-            f" {_line(key)}: " + ("[\n" + ",\n".join(f"  {_line(v)}" for v in value) + "\n ]" if images else _line(value))
-        )
+        text = _line(value)
+        if key == "images" and value:
+            text = "[\n" + ",\n".join(f"  {_line(v)}" for v in value) + "\n ]"
+        elif key == "evaluation" and value:
+            text = "{\n" + ",\n".join(f"  {_line(k)}: {_line(v)}" for k, v in value.items()) + "\n }"
+        lines.append(f" {_line(key)}: {text}")
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
@@ -93,6 +116,15 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_without_nan(v) for v in value]
     return None if isinstance(value, float) and isnan(value) else value
+
+
+def _take_pictures(report: RunReport, folder: Path, out: Path) -> None:
+    """Copy the pictures that lie where they should."""
+    names = {PurePosixPath(name) for image in report.images for name in image.quicklook.values()}
+    for name in sorted(names):
+        if not name.is_absolute() and ".." not in name.parts and (folder / name).is_file():
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / name, out / name)
 
 
 def _put(path: Path, content: bytes) -> Path:

@@ -12,8 +12,19 @@ from typing import Literal
 import numpy as np
 
 from pipeline.confusion import ClassScores, Counts, Scores
-from pipeline.report.contract import ImageResult, ImageState, RunReport
-from pipeline.report.words import listed, number, of, percent, score
+from pipeline.report.contract import (
+    ClassArea,
+    Evaluation,
+    GateVerdict,
+    ImageResult,
+    ImageState,
+    RunReport,
+    ScoreDelta,
+    ScoreEstimate,
+)
+from pipeline.report.evaluation import evaluate
+from pipeline.report.words import interval, listed, number, of, percent, score, signed
+from pipeline.statistics.bootstrap import ENOUGH_UNITS, LEAST_UNITS
 
 Level = Literal["good", "attention", "bad"]
 
@@ -23,11 +34,11 @@ class Verdict:
     """The first thing that a reader is told."""
 
     level: Level
-    """good: nothing to do; attention: use with care; bad: images are missing, or there is nothing to use."""
+    """good: nothing to do; attention: use with care; bad: images are missing, a gate failed, or there is nothing to use."""
     sentence: str
-    """What became of the images, and the headline score."""
+    """What became of the gates and the images, and the headline score with its interval and its change."""
     reasons: list[str]
-    """Why it is no better than `level`, and what else must be known beside the headline; may be empty."""
+    """Why it is no better than `level`, gates first, and what else must be known beside the headline; may be empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +75,12 @@ class ClassFinding:
     color: str
     scores: ClassScores | None
     """None where nothing was scored."""
+    estimates: dict[str, ScoreEstimate]
+    """The same scores with their intervals, by metric."""
+    deltas: dict[str, ScoreDelta] | None
+    """Their changes against the baseline, by metric; None without comparison."""
+    area: ClassArea | None
+    """Its ground area, corrected; None where nothing is known of it."""
     mask_px: int
     """Pixels of all masks that have it, labelled or not."""
     mask_share: float
@@ -104,9 +121,20 @@ class Findings:
         self.image_scores: dict[str, Scores | None] = {i.id: report.image_scores(i) for i in report.images}
 
     @cached_property
+    def evaluation(self) -> Evaluation:
+        """Intervals, strata, areas, comparison, gates; of a report that has none, what can be reckoned from its counts alone."""
+        return self.report.evaluation or evaluate(self.report)
+
+    @cached_property
     def states(self) -> Counter[ImageState]:
         """How many images are in each state."""
         return Counter(image.state for image in self.report.images)
+
+    @cached_property
+    def mean_image_miou(self) -> float:
+        """Mean over scored images of each one's own mIoU; NaN where none was scored."""
+        each = [s.miou for s in self.image_scores.values() if s is not None]
+        return float(np.mean(each)) if each else float("nan")
 
     @cached_property
     def scored_images(self) -> int:
@@ -146,6 +174,7 @@ class Findings:
     def classes(self) -> list[ClassFinding]:
         """By class code."""
         total = sum(sum(image.class_px) for image in self.report.images)
+        comparison, corrected = self.evaluation.comparison, self.evaluation.areas
         found = []
         for code, info in enumerate(self.report.classes):
             pixels = [(image.class_px[code], image.pixel_area_m2) for image in self.report.images if image.class_px]
@@ -157,6 +186,9 @@ class Findings:
                     name=info.name,
                     color=info.color,
                     scores=self.scores.classes[code] if self.scores else None,
+                    estimates=self.evaluation.classes[code],
+                    deltas=comparison.classes[code] if comparison else None,
+                    area=corrected.classes[code] if corrected else None,
                     mask_px=px,
                     mask_share=px / total if total else float("nan"),
                     area_m2=float(sum(areas)) if areas else None,
@@ -197,6 +229,12 @@ class Findings:
         return dict(sorted(total.items(), key=lambda item: (-item[1], item[0])))
 
     @cached_property
+    def label_notes(self) -> list[str]:
+        """What a reader should know of the labels, and of how many images."""
+        found = Counter(note for image in self.report.images for note in image.label_notes)
+        return [f"{of(count, 'image')}: {note}" for note, count in found.most_common()]
+
+    @cached_property
     def unknown_label_notes(self) -> list[str]:
         """A sentence a label value that means nothing."""
         labelled = 0
@@ -216,6 +254,24 @@ class Findings:
         return tiles / needed - 1 if needed else None
 
     @cached_property
+    def changes(self) -> list[tuple[str, list[str]]]:
+        """What is new, changed and vanished in the archive, each with its paths; nothing where nothing is."""
+        changes = self.report.changes
+        if changes is None:
+            return []
+        kinds = (("new", changes.new), ("changed", changes.changed), ("vanished", changes.vanished))
+        return [(name, paths) for name, paths in kinds if paths]
+
+    @cached_property
+    def changes_words(self) -> str | None:
+        """The same in a few words; None where no earlier run could be asked."""
+        changes = self.report.changes
+        if changes is None:
+            return None
+        parts = [f"{number(len(paths))} {name}" for name, paths in self.changes]
+        return ", ".join([*parts, f"{number(changes.unchanged)} as before"])
+
+    @cached_property
     def headline(self) -> str | None:
         """The score in words; None without one."""
         s = self.scores
@@ -224,7 +280,39 @@ class Findings:
     @cached_property
     def verdict(self) -> Verdict:
         """Whether the masks can be used, and why not."""
-        return Verdict(self._level, self._sentence, self._reasons)
+        return Verdict(self._level, self._sentence, self._reasons + self._notes)
+
+    @cached_property
+    def undecided_gates(self) -> list[GateVerdict]:
+        """Gates that did not pass: failed ones, then inconclusive ones."""
+        return sorted((g for g in self.evaluation.gates if g.outcome != "pass"), key=lambda g: g.outcome != "fail")
+
+    @cached_property
+    def gates_words(self) -> str | None:
+        """What became of the gates: `1 of 3 gates failed, 1 is inconclusive`; None without gates."""
+        total = len(self.evaluation.gates)
+        counts = Counter(gate.outcome for gate in self.evaluation.gates)
+        if not total:
+            return None
+        if counts["pass"] == total:
+            return "The gate passed" if total == 1 else f"All {number(total)} gates passed"
+        kinds = ((counts["fail"], "failed", "failed"), (counts["inconclusive"], "is inconclusive", "are inconclusive"))
+        parts = [f"{number(n)} {one if n == 1 else many}" for n, one, many in kinds if n]
+        if total == 1:
+            return f"The gate {parts[0].partition(' ')[2]}"
+        first, *others = parts
+        count, _, what = first.partition(" ")
+        return ", ".join([f"{count} of {number(total)} gates {what}", *others])
+
+    @cached_property
+    def change_words(self) -> str | None:
+        """How the headline score has changed: `+0.012 against run X (95 % interval −0.003 to +0.027)`; None where it cannot be
+        told."""
+        comparison = self.evaluation.comparison
+        if comparison is None or (moved := comparison.overall["miou"]).delta is None:
+            return None
+        span = "no interval" if moved.low is None else f"95 % interval {interval(moved.low, moved.high, signed)}"
+        return f"{signed(moved.delta)} against run {comparison.baseline.run_id} ({span})"
 
     @property
     def _usable(self) -> int:
@@ -233,6 +321,8 @@ class Findings:
     @property
     def _level(self) -> Level:
         if self.states["failed"] or not self.report.images or not (self._usable or self.states["empty"]):
+            return "bad"
+        if self.evaluation.outcome == "fail":
             return "bad"
         return "attention" if self._reasons else "good"
 
@@ -252,14 +342,38 @@ class Findings:
             what = f"{number(complete)} of {number(total)} images {'is' if complete == 1 else 'are'} complete"
         if rest:
             what += f" ({rest})"
+        gates = f"{self.gates_words}. " if self.gates_words else ""
         if self.headline:
             where = "" if self.scored_images == total else f" on the {of(self.scored_images, 'image')} that could be scored"
-            return f"{what}; {self.headline}{where}."
-        return f"{what}; nothing was scored."
+            found = self.evaluation.overall["miou"]
+            sure = "" if found.low is None else f" (95 % interval {interval(found.low, found.high)})"
+            change = f", {self.change_words}" if self.change_words else ""
+            return f"{gates}{what}; {self.headline}{where}{sure}{change}."
+        return f"{gates}{what}; nothing was scored."
+
+    @cached_property
+    def _notes(self) -> list[str]:
+        """What must be known beside the headline, and speaks against nothing."""
+        found, comparison = self.evaluation.overall["miou"], self.evaluation.comparison
+        notes = []
+        if found.value is not None and found.units < LEAST_UNITS:
+            rests = of(found.units, self.evaluation.unit)
+            notes.append(f"mIoU has no interval: it rests on {rests}, and at least {LEAST_UNITS} are needed")
+        elif found.value is not None and found.units < ENOUGH_UNITS:
+            rests = of(found.units, self.evaluation.unit)
+            notes.append(f"The interval rests on {rests}: with fewer than {ENOUGH_UNITS} it may be too narrow")
+        if comparison is not None and comparison.relabelled:
+            notes.append(
+                f"{of(len(comparison.relabelled), 'image')} left out of the comparison: the reference is not the one of run "
+                f"{comparison.baseline.run_id}"
+            )
+        return notes
 
     @cached_property
     def _reasons(self) -> list[str]:
-        reasons = []
+        reasons = [gate.why for gate in self.undecided_gates[:5]]
+        if len(self.undecided_gates) > 5:
+            reasons.append(f"{of(len(self.undecided_gates) - 5, 'more gate')} did not pass")
         by_state: dict[ImageState, str] = {"failed": "failed", "partial": "has holes", "skipped": "was skipped"}
         for image in self.troubled[:5]:
             if image.state in by_state:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,6 +148,23 @@ def save_quicklook(pictures: dict[str, Image.Image], run_folder: Path, image_id:
         partial.replace(path)
         paths[name] = f"quicklook/{path.name}"
     return paths
+
+
+def take_over(pictures: dict[str, str], earlier: Path, run_folder: Path) -> bool:
+    """Put the pictures of one image of the run in `earlier` into `run_folder` too; False, and nothing put, where one is missing.
+
+    Files are shared where the disk can: no picture is ever changed, and removing one run's folder leaves the other's.
+    """
+    if not all((earlier / name).is_file() for name in pictures.values()):
+        return False
+    for name in pictures.values():
+        path = run_folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.hardlink_to(earlier / name)
+        except OSError:  # another disk, or one without links
+            shutil.copyfile(earlier / name, path)
+    return True
 
 
 def _channels(color: str) -> tuple[int, int, int]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from math import isnan
 from typing import Any
 
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 
 from pipeline.report.contract import ImageResult
 from pipeline.report.findings import Findings, lost_px
+from pipeline.statistics.measures import CLASS_MEASURES
 
 _COLUMNS = {
     "id": pa.string(),
@@ -91,15 +93,35 @@ def _image_row(findings: Findings, image: ImageResult, strata: list[str], names:
 
 
 def per_class_csv(findings: Findings) -> str:
-    """One row a class, by code; empty where there is no number."""
+    """One row a class, by code; empty where there is no number.
+
+    After the scores come, for IoU, Dice, precision and recall, the ends of their 95 % intervals and the units they rest on; the
+    change of IoU against the baseline; the corrected area. Text that a spreadsheet would run as a formula begins with an
+    apostrophe.
+    """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     scored = ("iou", "dice", "precision", "recall", "reference_px", "predicted_px")
-    writer.writerow(["code", "class", "color", *scored, "mask_px", "mask_share", "area_m2"])
+    head = ["code", "class", "color", *scored, "mask_px", "mask_share", "area_m2"]
+    head += [f"{metric}_{end}" for metric in CLASS_MEASURES for end in ("low", "high", "units")]
+    head += [f"iou_{end}" for end in ("before", "delta", "delta_low", "delta_high", "delta_p_holm")]
+    head += ["area_estimated_m2", "area_low_m2", "area_high_m2"]
+    writer.writerow(head)
     for c in findings.classes:
-        scores = [_real(getattr(c.scores, name)) if c.scores else None for name in scored]
-        writer.writerow([c.code, c.name, c.color, *scores, c.mask_px, _real(c.mask_share), c.area_m2])
+        row = [c.code, _cell(c.name), c.color, *([_real(getattr(c.scores, name)) if c.scores else None for name in scored])]
+        row += [c.mask_px, _real(c.mask_share), c.area_m2]
+        row += [value for e in (c.estimates[m] for m in CLASS_MEASURES) for value in (e.low, e.high, e.units)]
+        iou = c.deltas["iou"] if c.deltas else None
+        row += [iou.before, iou.delta, iou.low, iou.high, iou.p_holm] if iou else [None] * 5
+        row += [c.area.estimated, c.area.low, c.area.high] if c.area else [None] * 3
+        writer.writerow(row)
     return out.getvalue()
+
+
+def _cell(text: str) -> str:
+    """Text that stays text, in one line, in a spreadsheet."""
+    text = re.sub(r"[\r\n]", " ", text)
+    return f"'{text}" if text.lstrip()[:1] in ("=", "+", "-", "@") or text[:1] == "\t" else text
 
 
 def _real(value: float | None) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import isnan
 
 NONE = "–"
@@ -17,6 +18,28 @@ def score(value: float | None) -> str:
         return NONE
     text = f"{value:.3f}"
     return "0.999" if text == "1.000" and value < 1 else text
+
+
+def signed(delta: float | None) -> str:
+    """A difference of scores with its sign: +0.012, −0.003; +0.000 and −0.000 are not quite nothing, 0.000 is.
+
+    assert signed(0.0) == "0.000"
+    """
+    if delta is None or isnan(delta):
+        return NONE
+    return f"{delta:+.3f}".replace("-", "−") if delta else "0.000"
+
+
+def interval(low: float | None, high: float | None, text: Callable[[float | None], str] = score) -> str:
+    """Both ends: 0.581 to 0.643; `–` where there is no interval."""
+    return NONE if low is None or high is None else f"{text(low)} to {text(high)}"
+
+
+def chance(p: float | None) -> str:
+    """A p value, never 0."""
+    if p is None:
+        return NONE
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
 def percent(share: float | None) -> str:

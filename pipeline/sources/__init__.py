@@ -51,6 +51,13 @@ def describe(uri: str) -> SourceInfo:
     return rasterfile.describe(uri)
 
 
+def check_unchanged(info: SourceInfo) -> None:
+    """ChangedError where the image is no longer the file that `info` describes."""
+    from pipeline import rasterfile
+
+    rasterfile.check_unchanged(info)
+
+
 def open_source(spec: ReadSpec) -> Source:
     """The image of `spec`, open for reading by one thread; SourceError where it cannot be opened."""
     from pipeline.sources.raster import RasterSource

@@ -33,7 +33,7 @@ class RasterSource:
                 f"{window} reaches outside the {grid.height} x {grid.width} px of {self._spec.source.uri}: what lies there is "
                 "for the caller to pad"
             )
-        return Pixels(*self._file.read(window)) if grid.native else self._resampled(window)
+        return Pixels(*self._file.read(window)) if grid.as_stored else self._resampled(window)
 
     def close(self) -> None:
         """Let go of the file."""

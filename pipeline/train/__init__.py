@@ -15,8 +15,8 @@ from pipeline.card import CARD_NAME, ModelCard
 from pipeline.config import Config
 from pipeline.confusion import Scores, count, no_counts, scores
 from pipeline.errors import ConfigError
-from pipeline.models import choose_device, save_model
-from pipeline.models.network import Inference, NetworkPredictor
+from pipeline.models import choose_device, network_predictor, save_model
+from pipeline.models.network import Inference, Network
 from pipeline.plan import Plan, chunk_side
 from pipeline.sources import open_source
 from pipeline.train.curve import draw_curve
@@ -75,7 +75,7 @@ def validation_scores(network: nn.Module, card: ModelCard, images: Sequence[Labe
     """Scores of `network` on `images` by the same tiled inference and the same counts as `run` and `evaluate`."""
     was_training = network.training
     how = Inference(device=device, batch=batch, precision="float32", flips=1)
-    predictor = NetworkPredictor(card, network.eval(), how, any_layout=True)
+    predictor = network_predictor(card, Network(network.eval(), any_layout=True), how)
     counts = no_counts(len(card.classes))
     for image in images:
         plan = _plan(card, image, batch)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.alignment import TruthSpec, plan_truth
+from pipeline.alignment import TruthSpec
 from pipeline.archive import discover
 from pipeline.card import ClassInfo, ModelCard, Scaling
 from pipeline.config import Config, TrainConfig, TruthConfig
@@ -20,7 +20,7 @@ from pipeline.image import ImageSpec, Resolution, SourceInfo
 from pipeline.plan import MaskFacts, ReadSpec, choose_bands, choose_filling, choose_grid
 from pipeline.sources import describe
 from pipeline.train.data import Labelled, band_statistics
-from pipeline.truth import describe_truth, open_truth
+from pipeline.truth import describe_truth, open_truth, plan_labels
 
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442", "#7F3C8D", "#11A579", "#A5AA99")
 """Colours for classes that were given none: told apart by colour-blind readers (Okabe & Ito), then others."""
@@ -101,10 +101,10 @@ def _labelled_images(config: Config, train: TrainConfig) -> list[ImageSpec]:
 
 def _classes(config: Config, train: TrainConfig, truths: Sequence[SourceInfo]) -> tuple[TruthConfig, tuple[ClassInfo, ...]]:
     """(how labels are read, classes of the card): from the configuration, or every value that the labels hold."""
-    given: dict[int, str | dict[str, str]] = dict(train.classes or config.truth.classes or {})
+    given: dict[int, str | dict[str, str]] = dict(train.classes or config.truth.numbered or {})
     if not given:
         found: set[int] = set().union(*(_values(truth) for truth in truths))
-        given = {value: f"class {value}" for value in sorted(found - set(config.truth.ignore))}
+        given = {value: f"class {value}" for value in sorted(found - config.truth.ignored)}
     classes: list[ClassInfo] = []
     for value, said in given.items():
         name, color = (said, None) if isinstance(said, str) else (said.get("name"), said.get("color"))
@@ -140,7 +140,7 @@ def _labelled(
     mask = MaskFacts(
         image=image.uri, model=card.name, classes=card.classes, grid=grid, native_shape=(source.height, source.width)
     )
-    return Labelled(image, read, plan_truth(truth_config, truth, mask))
+    return Labelled(image, read, plan_labels(truth_config, truth.uri, mask))
 
 
 def _held_out(train: TrainConfig, images: Sequence[ImageSpec]) -> set[str]:

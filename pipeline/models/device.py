@@ -1,0 +1,217 @@
+"""A network on a GPU: raw samples go up, labels come down, and copies, passes and blending overlap."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.blend import Blending
+from pipeline.card import ModelCard
+from pipeline.errors import ModelError
+from pipeline.grid import Lattice, Window
+from pipeline.models.batches import check_batch, padded
+from pipeline.models.network import ForwardPass, Inference, Network, normalised, to_device
+from pipeline.models.predictor import Predictor, TileGroup
+
+IN_FLIGHT = 2
+"""Groups whose passes may be queued on the device: while one is computed, the next is copied up."""
+
+
+class DevicePredictor(Predictor):
+    """`Predictor` around a network on a GPU; its outputs stay there until they are labels.
+
+    A pass always has `how.batch` tiles, the last ones empty where there are fewer, so that no layer changes its routine and
+    its rounding. Samples are copied from pinned memory in their own type, on a stream of their own. Calls return before the
+    device is done: the driver's thread reads and cuts meanwhile.
+    """
+
+    def __init__(self, card: ModelCard, network: Network, how: Inference) -> None:
+        super().__init__(card)
+        self._forward = ForwardPass(card, network, how)
+        self._fixed = network.batch is not None
+        self.group, self.activation = network.batch or how.batch, self._forward.activation
+        self._batch = self.group
+        """Tiles a pass; halved for good where the device's memory does not hold as many."""
+        self._device = self._forward.device
+        self._cuda = self._device.type == "cuda"
+        self._copies = torch.cuda.Stream(self._device) if self._cuda else None  # type: ignore[no-untyped-call]
+        self._offset = torch.tensor(card.scaling.offset, dtype=torch.float32, device=self._device)[:, None, None]
+        self._divisor = torch.tensor(card.scaling.divisor, dtype=torch.float32, device=self._device)[:, None, None]
+        self._one_at_a_time = threading.Lock()
+        """Passes of two threads at once would take twice the device's memory."""
+
+    def outputs(self, data: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[np.float32]:
+        check_batch(self.card, data, valid)
+        answer: NDArray[np.float32] = self._passes(*self._up(data, valid))[: len(data)].cpu().numpy()
+        return answer
+
+    def stream(self, groups: Iterable[TileGroup]) -> Iterator[tuple[TileGroup, Any]]:
+        """As for every predictor; outputs are tensors on the device, and may still be under way."""
+        ahead: deque[tuple[TileGroup, Tensor]] = deque()
+        for tiles in groups:
+            check_batch(self.card, *tiles.filled)
+            data, valid = self._up(*tiles.filled)
+            ahead.append((tiles, self._passes(data, valid)))
+            if len(ahead) == IN_FLIGHT:
+                yield ahead.popleft()
+        yield from ahead
+
+    def blender(self, lattice: Lattice, core: Window, *, confidence: bool) -> Blending:
+        return DeviceBlender(self, lattice, core, confidence=confidence)
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+        """Pinned memory, which the device copies from by itself."""
+        if not self._cuda:
+            return np.empty(shape, dtype)
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        pinned: NDArray[Any] = torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy().view(dtype).reshape(shape)
+        return pinned
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self._device
+
+    def _up(self, data: NDArray[Any], valid: NDArray[np.bool_]) -> tuple[Tensor, Tensor]:
+        """(samples, validity) on the device, whole passes of them; `data` may be changed when this returns."""
+        tiles = -(-len(data) // self._batch) * self._batch
+        if self._copies is None:
+            real = torch.from_numpy(padded(valid, tiles)).to(self._device)
+            return to_device(padded(data, tiles), self._device).clone(), real.clone()
+        with torch.cuda.stream(self._copies):
+            samples = to_device(padded(data, tiles), self._device, wait=False)
+            real = to_device(padded(valid, tiles), self._device, wait=False)
+        self._copies.synchronize()  # of copies only: passes go on meanwhile
+        here = torch.cuda.current_stream(self._device)
+        samples.record_stream(here)
+        real.record_stream(here)
+        return samples, real
+
+    def _passes(self, samples: Tensor, valid: Tensor) -> Tensor:
+        """Outputs of all tiles, pass by pass, with smaller passes from where the device's memory does not hold one."""
+        answers: list[Tensor] = []
+        start = 0
+        with self._one_at_a_time:
+            while start < len(samples):
+                part = slice(start, start + self._batch)
+                try:
+                    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+                        answers.append(self._forward(normalised(samples[part], valid[part], self._offset, self._divisor)))
+                    start += self._batch
+                    continue
+                except torch.OutOfMemoryError as e:
+                    if self._batch == 1 or self._fixed:
+                        raise ModelError(
+                            f"model {self.card.name!r} runs out of memory on {self._device} with {self._batch} tile(s) of "
+                            f"{samples.shape[-1]} px at a time, and cannot take fewer: lower tiling.tile, set model.precision: "
+                            "bfloat16, or use another device"
+                        ) from e
+                self._batch //= 2
+                if self._cuda:
+                    torch.cuda.empty_cache()
+        return answers[0] if len(answers) == 1 else torch.cat(answers)
+
+
+@dataclass
+class _Coming:
+    """Labels on their way down."""
+
+    rows: slice
+    """Rows of the core."""
+    winner: Tensor
+    confidence: Tensor | None
+    arrived: Any
+    """Event of the stream that brings them; None where they are here."""
+
+
+class DeviceBlender(Blending):
+    """Blending on the device: only labels come down, strip by strip, while the next tiles are computed."""
+
+    def __init__(self, predictor: DevicePredictor, lattice: Lattice, core: Window, *, confidence: bool) -> None:
+        super().__init__(lattice, core, len(predictor.card.classes), confidence=confidence)
+        self._device, self._activation = predictor.device, predictor.activation
+        self._sums = torch.zeros(self._strip_shape, device=self._device)
+        weight = torch.from_numpy(self._seams.weight).to(self._device)
+        self._weight = weight[:, None] * weight
+        self._finite = torch.ones((), dtype=torch.bool, device=self._device)
+        self._coming: deque[_Coming] = deque()
+
+    def finish(self) -> bool:
+        """As for every blending; waits for the device, and only now knows whether all outputs were finite."""
+        super().finish()
+        while self._coming:
+            self._take(self._coming.popleft())
+        return bool(self._finite)
+
+    def _add(self, outputs: Tensor, place: tuple[int, int], part: Window) -> bool:
+        (row, col), core = place, self._core
+        inside = slice(part.row - row, part.row_stop - row), slice(part.col - col, part.col_stop - col)
+        cols = slice(part.col - core.col, part.col_stop - core.col)
+        with torch.inference_mode():
+            own = outputs[:, *inside]
+            self._finite &= torch.isfinite(own).all()
+            if self._activation == "sigmoid":
+                own = torch.cat([torch.zeros_like(own), own])
+            scores = own if self._activation == "none" else own.softmax(dim=0)
+            weighted = (scores * self._weight[inside]).permute(1, 0, 2)
+            done = 0
+            for rows in self._ring(slice(part.row - core.row, part.row_stop - core.row)):
+                height = rows.stop - rows.start
+                self._sums[rows, :, cols] += weighted[done : done + height]
+                done += height
+        return True
+
+    def _label(self, rows: slice) -> None:
+        while len(self._coming) > IN_FLIGHT:
+            self._take(self._coming.popleft())
+        done = rows.start
+        with torch.inference_mode():
+            for piece in self._ring(rows):
+                part = slice(done, done + piece.stop - piece.start)
+                self._coming.append(self._winners(self._sums[piece], part))
+                self._sums[piece] = 0
+                done = part.stop
+
+    def _ring(self, rows: slice) -> Iterator[slice]:
+        """Where the strip keeps `rows` of the core: one piece, or two where the ring closes."""
+        size, row = self._sums.shape[0], rows.start
+        while row < rows.stop:
+            start = row % size
+            count = min(rows.stop - row, size - start)
+            yield slice(start, start + count)
+            row += count
+
+    def _winners(self, sums: Tensor, rows: slice) -> _Coming:
+        winner = sums.argmax(dim=1).to(torch.uint8 if self.labels.dtype == np.uint8 else torch.int32)
+        confidence = None
+        if self.confidence is not None:
+            weights = torch.from_numpy(np.outer(self._seams.row_sum[rows], self._seams.col_sum)).to(self._device)
+            confidence = self._down((sums.amax(dim=1) / weights).clamp(0, 1).mul(255).round().to(torch.uint8))
+        labels, arrived = self._down(winner), None
+        if self._device.type == "cuda":
+            arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            arrived.record(torch.cuda.current_stream(self._device))
+        return _Coming(rows, labels, confidence, arrived)
+
+    def _down(self, values: Tensor) -> Tensor:
+        if self._device.type != "cuda":
+            return values.cpu()
+        return torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
+
+    def _take(self, coming: _Coming) -> None:
+        """Labels that have come down, to where they are expected."""
+        if coming.arrived is not None:
+            coming.arrived.synchronize()
+        labels = self.labels[coming.rows]
+        todo = labels < self._codes.failed
+        np.copyto(labels, coming.winner.numpy().astype(labels.dtype, copy=False), where=todo)
+        if self.confidence is not None and coming.confidence is not None:
+            np.copyto(self.confidence[coming.rows], coming.confidence.numpy(), where=todo)

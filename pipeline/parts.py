@@ -1,0 +1,110 @@
+"""A block that workers died on, in four parts: what kills a worker costs a quarter, and a quarter takes less memory."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from pipeline import mosaic
+from pipeline.grid import Block, Window
+from pipeline.image import Frozen
+from pipeline.measures import pairs
+from pipeline.records import BlockRecord
+from pipeline.sources import check_unchanged, open_source
+from pipeline.work import CoreLabels, Job, no_labels, predict_core, predictor_of, write_core
+
+
+class Part(Frozen):
+    """One part of a block, and what became of it."""
+
+    row: int
+    col: int
+    height: int
+    width: int
+    """Its window of the image."""
+    tiles: int = 0
+    edge_disagreement: tuple[tuple[int, int], ...] | None = None
+    """As in the record of a block."""
+    error: str | None = None
+    """Why some of it, or with no tile all of it, is failed."""
+
+    @property
+    def window(self) -> Window:
+        """Its window of the image."""
+        return Window(self.row, self.col, self.height, self.width)
+
+
+def split(block: Block) -> list[Part]:
+    """The quarters of a block's core; fewer where a side is a single pixel."""
+    core = block.core
+    rows, cols = ({start, start + length // 2} for start, length in ((core.row, core.height), (core.col, core.width)))
+    return [
+        Part(row=row, col=col, height=bottom - row, width=right - col)
+        for row, bottom in _spans(rows, core.row_stop)
+        for col, right in _spans(cols, core.col_stop)
+    ]
+
+
+def _spans(starts: set[int], stop: int) -> list[tuple[int, int]]:
+    ordered = sorted(starts)
+    return list(zip(ordered, [*ordered[1:], stop], strict=True))
+
+
+def predict_part(job: Job, part: Part) -> Part:
+    """Predict the tiles that speak for a part, and lay its labels aside until `join_parts` takes them.
+
+    By the law of blocks, a part's labels are those that the whole block would have there.
+    """
+    plan = job.plan
+    result = predict_core(plan, predictor_of(job), partial(open_source, plan.read), part.window)
+    check_unchanged(plan.read.source)
+    aside = _aside(job, part)
+    with mosaic.writing(aside):
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        confidence = np.zeros(0, np.uint8) if result.confidence is None else result.confidence
+        draft = aside.with_suffix(".new")
+        with draft.open("wb") as file:
+            np.savez(file, labels=result.labels, confidence=confidence)
+        draft.replace(aside)
+    compared = None if result.disagreement is None else pairs(result.disagreement)
+    return part.model_copy(update={"tiles": result.tiles, "error": result.error, "edge_disagreement": compared})
+
+
+def join_parts(job: Job, block: Block, parts: tuple[Part, ...]) -> BlockRecord:
+    """Write the block's shard from its parts; those without tiles whose `error` says why are failed."""
+    started = time.perf_counter()
+    whole = no_labels(job.plan, block.core, "")
+    for part in parts:
+        aside = _aside(job, part)
+        if not aside.exists():
+            continue
+        inside = Window(part.row - block.core.row, part.col - block.core.col, part.height, part.width).slices
+        with np.load(aside) as kept:
+            whole.labels[inside] = kept["labels"]
+            if whole.confidence is not None:
+                whole.confidence[inside] = kept["confidence"]
+    error = next((part.error for part in parts if part.error), None)
+    compared = [part.edge_disagreement for part in parts if part.edge_disagreement is not None]
+    disagreement = np.sum(compared, axis=0) if compared else None
+    result = CoreLabels(whole.labels, whole.confidence, sum(part.tiles for part in parts), error, disagreement)
+    record = write_core(job, block, result, started)
+    for part in parts:
+        _aside(job, part).unlink(missing_ok=True)
+    return record
+
+
+def sweep(store: Path) -> None:
+    """Throw away what parts have left beside the mosaic at `store`."""
+    shutil.rmtree(_folder(store), ignore_errors=True)
+
+
+def _aside(job: Job, part: Part) -> Path:
+    return _folder(Path(job.store)) / f"{part.row}-{part.col}-{part.height}-{part.width}.npz"
+
+
+def _folder(store: Path) -> Path:
+    return store.with_name(f"{store.name}.parts")

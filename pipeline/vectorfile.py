@@ -1,0 +1,429 @@
+"""Local vector files: which may be opened, what a layer holds, and its features near a place. The one address of pyogrio and
+shapely."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyogrio
+import shapely
+from numpy.typing import NDArray
+from pyarrow import parquet
+from pyarrow.lib import RecordBatch, RecordBatchReader
+from pyogrio import raw
+from shapely.lib import ShapelyError
+
+from pipeline.alignment import Bounds, LayerInfo
+from pipeline.errors import TruthError
+
+DRIVERS = {
+    ".geojson": "GeoJSON",
+    ".json": "GeoJSON",
+    ".gpkg": "GPKG",
+    ".fgb": "FlatGeobuf",
+    ".shp": "ESRI Shapefile",
+    ".parquet": "Parquet",
+    ".geoparquet": "Parquet",
+}
+"""Suffix -> reader. All but Parquet, which pyarrow reads, are GDAL's."""
+UNREAD = (".kml", ".kmz", ".gml", ".gdb", ".dxf", ".csv", ".topojson", ".geojsonl", ".geojsons", ".gpx", ".tab", ".mif", ".zip")
+"""Suffixes of vector files that are not read."""
+STARTS = {"GPKG": (b"SQLite format 3\0",), "FlatGeobuf": (b"fgb",), "ESRI Shapefile": (b"\0\0\x27\x0a",), "Parquet": (b"PAR1",)}
+"""First bytes of each format. GDAL chooses its driver by content: without this, and the prefix that holds GeoJSON to its
+driver, a file of any name could be a GDAL pipeline or a VRT, which read any other file or address."""
+BESIDE = {"ESRI Shapefile": (".shx", ".dbf", ".prj", ".cpg", ".qix", ".sbn"), "GPKG": (".gpkg-wal",)}
+"""Suffixes of the files that belong to one of a format."""
+MOST_LOADED_BYTES = 64 << 20
+"""Largest layer without a spatial index that a worker holds in memory: up to some hundred MiB, 0.7 KiB a small polygon."""
+MOST_VALUES = 1000
+"""Different values above which a field names no classes."""
+BATCH = 4096
+"""Features read at a time."""
+KINDS = (
+    *("Geometry", "Point", "LineString", "Polygon", "MultiPoint", "MultiLineString", "MultiPolygon", "GeometryCollection"),
+    *("CircularString", "CompoundCurve", "CurvePolygon", "MultiCurve", "MultiSurface", "Curve", "Surface"),
+    *("PolyhedralSurface", "TIN", "Triangle"),
+)
+"""Names of the geometry kinds of WKB, by number."""
+pyogrio.set_gdal_config_options({"OGR_FLATGEOBUF_STREAM_BASE_IMPL": True})  # its own stream breaks at features without geometry
+_ERRORS = (RuntimeError, ValueError, OSError, KeyError, TypeError, ShapelyError)
+
+Shapes = NDArray[np.object_]
+"""Geometries of shapely."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """Some features of a layer, in the order of the file."""
+
+    shapes: Shapes
+    """Valid, two-dimensional, not empty; in the file's coordinates."""
+    values: NDArray[np.object_]
+    """Text of the class field of each; empty text without a field."""
+
+
+def is_vector(uri: str) -> bool:
+    """Whether a file's name says that it holds shapes rather than pixels."""
+    return Path(uri).suffix.lower() in (*DRIVERS, *UNREAD)
+
+
+def describe(uri: str, layer: str | None = None, class_field: str | None = None) -> LayerInfo:
+    """What a layer of the file at the absolute path `uri` holds, after a look at every feature, some at a time.
+
+    `class_field` names the attribute whose values are counted. TruthError where the file cannot be opened or read to its end,
+    the layer is not named though there are several, or there is no such field.
+    """
+    path, driver = _checked(uri)
+    size, mtime = _identity(path, driver)
+    return _describe(uri, driver, size, mtime, layer, class_field)
+
+
+def check_unchanged(info: LayerInfo) -> None:
+    """TruthError where the file is no longer the one that was described."""
+    path, driver = _checked(info.uri)
+    if _identity(path, driver) != (info.size_bytes, info.mtime_ns):
+        raise TruthError(f"labels {info.uri} are not the file that was planned: they were changed since. Run again")
+
+
+def features_near(info: LayerInfo, bounds: Bounds) -> Features:
+    """The features whose bounds touch `bounds` (file coordinates), and maybe others, in the order of the file."""
+    if info.indexed:
+        return _read(info, bounds)
+    loaded = _loaded(info)
+    near = np.sort(loaded.tree.query(shapely.box(*bounds)))
+    return Features(loaded.features.shapes[near], loaded.features.values[near])
+
+
+def moved(shapes: Shapes, move: Callable[[NDArray[np.float64], NDArray[np.float64]], tuple[Any, Any]]) -> Shapes:
+    """`shapes` with every vertex at move(x, y)."""
+    points = shapely.get_coordinates(shapes)
+    result: Shapes = shapely.set_coordinates(shapes.copy(), np.column_stack(move(points[:, 0], points[:, 1])))
+    return result
+
+
+def grown(shapes: Shapes, distance: float) -> Shapes:
+    """All that is within `distance` of each shape (below 0: what is at least so far inside); some may be empty."""
+    result: Shapes = shapely.buffer(shapes, distance, quad_segs=16)
+    return result
+
+
+def boxes(shapes: Shapes) -> NDArray[np.float64]:
+    """(n, 4): left, top, right, bottom of each shape, in numbers: the least x, the least y, the greatest of both."""
+    result: NDArray[np.float64] = shapely.bounds(shapes)
+    return result
+
+
+def finite(shapes: Shapes) -> NDArray[np.bool_]:
+    """Whether all coordinates of each shape are numbers."""
+    points, owner = shapely.get_coordinates(shapes, return_index=True)
+    result = np.ones(len(shapes), bool)
+    result[owner[~np.isfinite(points).all(axis=1)]] = False
+    return result
+
+
+def clipped(shapes: Shapes, bounds: Bounds) -> Shapes:
+    """The polygons of `shapes` inside `bounds`; some may be empty."""
+    inside = shapely.intersection(shapes, shapely.box(*bounds))
+    mixed = np.flatnonzero(shapely.get_type_id(inside) == KINDS.index("GeometryCollection"))
+    for i in mixed:
+        parts = shapely.get_parts(inside[i])
+        inside[i] = shapely.union_all(parts[shapely.get_dimensions(parts) == 2])
+    result: Shapes = inside
+    return result
+
+
+def vertices(shapes: Shapes) -> NDArray[np.intp]:
+    """Number of vertices of each shape."""
+    result: NDArray[np.intp] = shapely.get_num_coordinates(shapes)
+    return result
+
+
+def _checked(uri: str) -> tuple[Path, str]:
+    """(path, driver) of a file that may be opened."""
+    path = Path(uri)
+    driver = DRIVERS.get(path.suffix.lower())
+    if driver is None:
+        raise TruthError(
+            f"labels {uri}: {path.suffix} files are not read. Convert to GeoPackage: ogr2ogr {path.stem}.gpkg {path.name}; "
+            f"read are {', '.join(sorted(DRIVERS))}"
+        )
+    if uri.startswith("/vsi") or not path.is_absolute() or not path.is_file():
+        raise TruthError(f"labels {uri!r} are no file at an absolute local path. Correct the path, or copy the file to a folder")
+    try:
+        with path.open("rb") as file:
+            start = file.read(512)
+    except OSError as e:
+        raise TruthError(f"labels {uri} cannot be read: {e}. Correct the file's permissions") from e
+    fits = start.startswith(STARTS[driver]) if driver in STARTS else start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"{"
+    if driver == "GPKG":
+        fits = fits and start[68:72] in (b"GPKG", b"GP10", b"GP11")
+    if not fits:
+        raise TruthError(f"labels {uri} are no {driver} file: it begins with {start[:16]!r}. Correct its name, or fetch it again")
+    if driver == "ESRI Shapefile" and 2 * int.from_bytes(start[24:28], "big") > path.stat().st_size:
+        raise TruthError(f"labels {uri} end before the length that they say of themselves. Fetch or make the file again")
+    return path, driver
+
+
+def _identity(path: Path, driver: str) -> tuple[int, int]:
+    """(bytes, latest change in ns) of a file and of those that belong to it."""
+    beside = (path.with_suffix(case) for suffix in BESIDE.get(driver, ()) for case in (suffix, suffix.upper()))
+    states = [file.stat() for file in (path, *beside) if file.is_file()]
+    return sum(state.st_size for state in states), max(state.st_mtime_ns for state in states)
+
+
+@dataclass
+class _Census:
+    """What is found while a layer is read."""
+
+    features: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)
+    values: Counter[str] = field(default_factory=Counter)
+    empty: int = 0
+    invalid: int = 0
+    longest: float = 0.0
+    low: NDArray[np.float64] = field(default_factory=lambda: np.full(2, np.inf))
+    high: NDArray[np.float64] = field(default_factory=lambda: np.full(2, -np.inf))
+
+    def add(self, uri: str, texts: Sequence[bytes | None], values: Sequence[str]) -> None:
+        """Count some features."""
+        self.features += len(texts)
+        kinds = [_kind(text) for text in texts]
+        self.kinds.update(kind for kind in kinds if kind)
+        shapes = _shapes(uri, [text if kind in KINDS[:8] else None for text, kind in zip(texts, kinds, strict=True)])
+        there = ~(shapely.is_missing(shapes) | shapely.is_empty(shapes))
+        self.empty += sum(kind is None or (kind in KINDS[:8] and not t) for kind, t in zip(kinds, there, strict=True))
+        self.values.update(value for value, t, kind in zip(values, there, kinds, strict=True) if t or kind in KINDS[8:])
+        if len(self.values) > MOST_VALUES:
+            raise TruthError(
+                f"labels {uri}: truth.field has more than {MOST_VALUES} different values, such as {values[0]!r} and "
+                f"{values[-1]!r}: they name no classes. Choose another field, or give every polygon one class with truth.constant"
+            )
+        shapes = shapes[there]
+        if not len(shapes):
+            return
+        if not finite(shapes).all():
+            raise TruthError(f"labels {uri}: a coordinate is no number: nothing can be said of its place. Make the file again")
+        self.invalid += int((~shapely.is_valid(shapes)).sum())
+        corners = shapely.total_bounds(shapes)
+        self.low, self.high = np.minimum(self.low, corners[:2]), np.maximum(self.high, corners[2:])
+        points, owner = shapely.get_coordinates(shapes, return_index=True)
+        steps = np.hypot(*np.diff(points, axis=0).T)[np.diff(owner) == 0]
+        self.longest = max(self.longest, float(steps.max(initial=0)))
+
+
+@lru_cache(maxsize=256)
+def _describe(uri: str, driver: str, size: int, mtime: int, layer: str | None, class_field: str | None) -> LayerInfo:
+    header = _header(uri, driver, layer)
+    if class_field is not None and class_field not in header.fields:
+        raise TruthError(
+            f"labels {uri}: layer {header.layer!r} has no field {class_field!r}; it has {', '.join(header.fields) or 'none'}. "
+            "Name one of them under truth.field, or give every polygon one class with truth.constant"
+        )
+    indexed = header.indexed
+    if not indexed and header.bytes > MOST_LOADED_BYTES:
+        raise TruthError(
+            f"labels {uri} have {header.bytes / 2**20:,.0f} MiB and no spatial index: each worker would have to hold them whole, "
+            f"and {MOST_LOADED_BYTES / 2**20:.0f} MiB is the most. Convert: ogr2ogr labels.gpkg {Path(uri).name}"
+        )
+    census = _Census()
+    for _, texts, values in _batches(uri, driver, header.layer, class_field, None):
+        census.add(uri, texts, values)
+    if header.features >= 0 and census.features != header.features:
+        raise TruthError(f"labels {uri} end after {census.features} of {header.features} features. Fetch or make the file again")
+    return LayerInfo(
+        uri=uri,
+        driver=driver,
+        layer=header.layer,
+        size_bytes=size,
+        mtime_ns=mtime,
+        crs=header.crs,
+        field=class_field,
+        fields=tuple(header.fields[:100]),
+        values=dict(sorted(census.values.items())) if class_field else {},
+        kinds=dict(census.kinds),
+        empty=census.empty,
+        invalid=census.invalid,
+        bounds=(*census.low.tolist(), *census.high.tolist()) if np.isfinite(census.low).all() else None,
+        longest=census.longest,
+        indexed=indexed,
+    )
+
+
+@dataclass(frozen=True)
+class _Header:
+    layer: str
+    crs: str | None
+    fields: list[str]
+    features: int
+    """-1: not known."""
+    indexed: bool
+    bytes: int
+    """What the layer takes when it is loaded, about."""
+
+
+def _header(uri: str, driver: str, layer: str | None) -> _Header:
+    if driver == "Parquet":
+        return _parquet_header(uri)
+    name = _name(uri, driver)
+    try:
+        layers = [str(found) for found, kind in pyogrio.list_layers(name) if kind is not None]
+        if layer not in layers and (layer is not None or len(layers) != 1):
+            what = "has no layer of shapes" if not layers else f"has the layers {', '.join(layers)}"
+            raise TruthError(f"labels {uri}: the file {what}, truth.layer says {layer or 'nothing'}. Name one of them there")
+        facts = pyogrio.read_info(name, layer=layer or layers[0], force_feature_count=True)
+    except _ERRORS as e:
+        raise _unreadable(uri, e) from e
+    if facts["driver"] != driver:
+        raise TruthError(f"labels {uri} are {facts['driver']}, not {driver}. Correct the file's name")
+    return _Header(
+        layer=layer or layers[0],
+        crs=facts["crs"],
+        fields=[str(name) for name in facts["fields"]],
+        features=int(facts["features"]),
+        indexed=bool(facts["capabilities"]["fast_spatial_filter"]),
+        bytes=Path(uri).stat().st_size,
+    )
+
+
+def _name(uri: str, driver: str) -> str:
+    """What GDAL is asked to open: the prefix keeps a JSON file from any driver but this one."""
+    return f"GeoJSON:{uri}" if driver == "GeoJSON" else uri
+
+
+def _unreadable(uri: str, error: BaseException) -> TruthError:
+    return TruthError(f"labels {uri} cannot be read: {error}. Fetch or make the file again")
+
+
+def _parquet_header(uri: str) -> _Header:
+    try:
+        facts = parquet.read_metadata(uri)  # type: ignore[no-untyped-call]
+        geo = json.loads((facts.metadata or {}).get(b"geo", b"{}"))
+        column = geo.get("primary_column")
+        if column is None:
+            raise TruthError(
+                f"labels {uri}: a Parquet file without the metadata of GeoParquet. Write it as such, or as GeoPackage"
+            )
+        said = geo["columns"][column]
+        if said.get("encoding") != "WKB" or said.get("edges", "planar") != "planar":
+            raise TruthError(
+                f"labels {uri}: column {column!r} is encoded as {said.get('encoding')} with {said.get('edges', 'planar')} edges; "
+                "read is WKB with planar edges. Write it so, or as GeoPackage"
+            )
+        crs = said.get("crs", "OGC:CRS84")
+        position = facts.schema.names.index(column)
+        stored = sum(facts.row_group(i).column(position).total_uncompressed_size for i in range(facts.num_row_groups))
+        names = parquet.read_schema(uri).names  # type: ignore[no-untyped-call]
+    except _ERRORS as e:
+        raise _unreadable(uri, e) from e
+    text = json.dumps(crs) if isinstance(crs, dict) else crs
+    return _Header(column, text, [str(name) for name in names if name != column], facts.num_rows, indexed=False, bytes=stored)
+
+
+Batch = tuple[NDArray[np.int64], list[bytes | None], list[str]]
+"""(position in the file, WKB, text of the class field) of some features."""
+
+
+def _batches(uri: str, driver: str, layer: str, class_field: str | None, bounds: Bounds | None) -> Iterator[Batch]:
+    """A layer's features, some at a time."""
+    read = _parquet_batches if driver == "Parquet" else _gdal_batches
+    try:
+        yield from read(uri, driver, layer, class_field, bounds)
+    except _ERRORS as e:
+        raise _unreadable(uri, e) from e
+
+
+def _gdal_batches(uri: str, driver: str, layer: str, class_field: str | None, bounds: Bounds | None) -> Iterator[Batch]:
+    columns = [] if class_field is None else [class_field]
+    opened = raw.open_arrow(
+        _name(uri, driver), layer=layer, columns=columns, bbox=bounds, return_fids=True, batch_size=BATCH, use_pyarrow=False
+    )
+    with opened as (facts, stream):
+        shape = facts["geometry_name"] or "wkb_geometry"
+        for batch in RecordBatchReader.from_stream(stream):
+            names = [name for name in batch.schema.names if name != shape and name != class_field]
+            yield batch.column(names[0]).to_numpy(), batch.column(shape).to_pylist(), _texts(batch, class_field)
+
+
+def _parquet_batches(uri: str, driver: str, layer: str, class_field: str | None, bounds: Bounds | None) -> Iterator[Batch]:
+    with parquet.ParquetFile(uri) as file:  # type: ignore[no-untyped-call]
+        first = 0
+        for batch in file.iter_batches(BATCH, columns=[layer] if class_field is None else [layer, class_field]):
+            yield np.arange(first, first + len(batch)), batch.column(layer).to_pylist(), _texts(batch, class_field)
+            first += len(batch)
+
+
+def _texts(batch: RecordBatch, class_field: str | None) -> list[str]:
+    return [""] * len(batch) if class_field is None else [_text(value) for value in batch.column(class_field).to_pylist()]
+
+
+def _text(value: Any) -> str:
+    """A field's value as the configuration writes it: 1.0 is 1, and nothing is null."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _kind(text: bytes | None) -> str | None:
+    """Name of the geometry kind of some WKB, whatever dimensions it has."""
+    if text is None or len(text) < 5:
+        return None
+    number = (int.from_bytes(text[1:5], "little" if text[0] else "big") & 0x1FFFFFFF) % 1000
+    return KINDS[number] if number < len(KINDS) else "Geometry"
+
+
+def _shapes(uri: str, texts: Sequence[bytes | None]) -> Shapes:
+    """Geometries of WKB, rings closed where they were open."""
+    try:
+        shapes: Shapes = shapely.from_wkb(np.array([*texts, None], object)[:-1], on_invalid="fix")
+    except _ERRORS as e:
+        raise _unreadable(uri, e) from e
+    return shapes
+
+
+def _read(info: LayerInfo, bounds: Bounds | None) -> Features:
+    """Features of a layer, mended; an index returns them in its own order."""
+    places, shapes, values = [np.zeros(0, np.int64)], [np.zeros(0, object)], [np.zeros(0, object)]
+    for place, texts, names in _batches(info.uri, info.driver, info.layer, info.field, bounds):
+        places.append(place)
+        shapes.append(_shapes(info.uri, texts))
+        values.append(np.array([*names, None], object)[:-1])
+    order = np.argsort(np.concatenate(places), kind="stable")
+    found, value = np.concatenate(shapes)[order], np.concatenate(values)[order]
+    found = shapely.force_2d(found)
+    wrong = shapely.get_dimensions(found) == 2
+    wrong[wrong] = ~shapely.is_valid(found[wrong])
+    found[wrong] = shapely.make_valid(found[wrong], method="structure", keep_collapsed=False)
+    there = ~(shapely.is_missing(found) | shapely.is_empty(found))
+    return Features(found[there], value[there])
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A layer that has no index of its own, in memory."""
+
+    features: Features
+    tree: shapely.STRtree
+
+
+_LOADING = threading.Lock()
+
+
+def _loaded(info: LayerInfo) -> _Layer:
+    """The whole layer; a process holds the last few."""
+    with _LOADING:
+        return _load(info.uri, info.size_bytes, info.mtime_ns, info.layer, info.field, info.driver)
+
+
+@lru_cache(maxsize=2)
+def _load(uri: str, size: int, mtime: int, layer: str, class_field: str | None, driver: str) -> _Layer:
+    info = LayerInfo(uri=uri, driver=driver, layer=layer, size_bytes=size, mtime_ns=mtime, field=class_field)
+    features = _read(info, None)
+    return _Layer(features, shapely.STRtree(features.shapes))

@@ -1,0 +1,152 @@
+"""Images of one block in one call: laid out, predicted, finished, published and scored, where round trips would cost more."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from pipeline import mosaic
+from pipeline.alignment import TruthSpec
+from pipeline.errors import RunEndedError
+from pipeline.finished import Finished, publish
+from pipeline.image import Frozen
+from pipeline.measures import Measures, edge_counts
+from pipeline.plan import Plan
+from pipeline.records import BlockRecord, ImageScore, score_task, sum_scores
+from pipeline.report.contract import ImageResult
+from pipeline.work import Job, ScoreJob, explain, finish_mosaic, predict_block, score_block
+
+SMALL_PX = 1 << 20
+"""Images of at most so many px may be worked on two at a time: what the second one needs does not show in a worker's memory."""
+
+
+class WholeJob(Frozen):
+    """An image that has no mask yet, finished or not."""
+
+    job: Job
+    final: str
+    """Where the mask is published."""
+    truth: TruthSpec | None = None
+    """Labels to score it with."""
+    measures: Measures = Measures()
+    """What is measured beside the counts."""
+    max_failed_fraction: float = 1.0
+    """Largest share of its pixels that may have failed."""
+
+
+class Whole(Frozen):
+    """What became of it. What is missing here is for others to do, block by block: nothing is given up in one call."""
+
+    result: ImageResult | None = None
+    """None where nothing was published."""
+    blocks: tuple[BlockRecord, ...] = ()
+    score: ImageScore | None = None
+    """None where it was not scored."""
+    error: str | None = None
+    """Why something is missing."""
+    seconds: float = 0.0
+    """Time on the worker."""
+
+
+def do_whole(images: tuple[WholeJob, ...]) -> tuple[Whole, ...]:
+    """Each image from nothing to its published and scored mask; the failure of one is its own.
+
+    Small ones two at a time: while one is predicted, the other is opened, read or written.
+    """
+    if len(images) == 1 or any(image.job.plan.grid.height * image.job.plan.grid.width > SMALL_PX for image in images):
+        return tuple(_one(image) for image in images)
+    with ThreadPoolExecutor(2, "image") as pool:
+        return tuple(pool.map(_one, images))
+
+
+def _one(image: WholeJob) -> Whole:
+    started = time.perf_counter()
+    try:
+        done = _finished(image)
+    except RunEndedError:
+        raise
+    except Exception as e:  # noqa: BLE001 - one bad image costs its image, which is then tried by itself
+        done = Whole(error=explain(e))
+    return done.model_copy(update={"seconds": time.perf_counter() - started})
+
+
+def _finished(image: WholeJob) -> Whole:
+    job, plan = image.job, image.job.plan
+    work, final = Path(job.store), Path(image.final)
+    with mosaic.writing(work):
+        work.parent.mkdir(parents=True, exist_ok=True)
+    mosaic.create(work, plan)
+    records = tuple(predict_block(job, block) for block in plan.blocks)
+    result = summarise(plan, records, image.max_failed_fraction)
+    if result.state == "failed":
+        return Whole(error=result.error)
+    finish_mosaic(job)
+    score, error = _score(image)
+    scores = {} if score is None or image.truth is None else {score_task(image.truth.digest, image.measures): score}
+    finished = Finished(plan=plan, result=result, blocks=records, scores=scores)
+    publish(work, final, finished)
+    return Whole(result=result, blocks=records, score=score, error=error)
+
+
+def _score(image: WholeJob) -> tuple[ImageScore | None, str | None]:
+    """(the score of the mask that is about to be published, why there is none)."""
+    if image.truth is None:
+        return None, None
+    scoring = ScoreJob(store=image.job.store, mask=image.job.plan.mask, truth=image.truth, measures=image.measures)
+    try:
+        return sum_scores(score_block(scoring, block) for block in image.job.plan.blocks), None
+    except RunEndedError:
+        raise
+    except Exception as e:  # noqa: BLE001 - the mask is good, and its labels are looked at again by themselves
+        return None, explain(e)
+
+
+def summarise(plan: Plan, records: tuple[BlockRecord, ...], max_failed_fraction: float = 1.0) -> ImageResult:
+    """What became of an image, from the records of all its blocks; failed where more of its valid pixels failed than allowed."""
+    states = {record.state for record in records}
+    failed_px, no_data_px = (sum(px) for px in zip(*((r.failed_px, r.no_data_px) for r in records), strict=True))
+    error = next((record.error for record in records if record.error), None)
+    share = failed_px / max(1, plan.grid.height * plan.grid.width - no_data_px)
+    refused = states != {"failed"} and share > max_failed_fraction
+    if refused:
+        error = (
+            f"{share:.1%} of its pixels failed, more than faults.max_failed_fraction {max_failed_fraction:.1%} allows: {error}"
+        )
+    compared = [record.edge_disagreement for record in records if record.edge_disagreement is not None]
+    area = None
+    if (size := plan.read.source.pixel_size_m) is not None:
+        area = size[0] * plan.grid.scale_row * size[1] * plan.grid.scale_col
+    return ImageResult(
+        id=plan.image.id,
+        uri=plan.image.uri,
+        group=plan.image.group,
+        strata=plan.image.strata,
+        state="failed"
+        if states == {"failed"} or refused
+        else "partial"
+        if failed_px
+        else "empty"
+        if states == {"empty"}
+        else "complete",
+        error=error,
+        digest=plan.digest,
+        height=plan.grid.height,
+        width=plan.grid.width,
+        pixel_area_m2=area,
+        tiles=sum(record.tiles for record in records),
+        blocks=len(records),
+        failed_blocks=sum(record.state == "failed" for record in records),
+        redundancy=plan.redundancy,
+        seconds=sum(record.seconds for record in records),
+        retries=sum(record.attempt - 1 for record in records),
+        deaths=sum(record.deaths for record in records),
+        load_seconds=max((record.load_seconds for record in records), default=0.0),
+        class_px=np.sum([record.class_px for record in records], axis=0).tolist(),
+        failed_px=failed_px,
+        no_data_px=no_data_px,
+        edge_disagreement=edge_counts(plan.tile, plan.overlap, np.sum(compared, axis=0)) if compared else None,
+        truth=plan.image.truth,
+    )
