@@ -14,7 +14,7 @@ from pipeline.errors import ConfigError, GigamaskError
 
 app = typer.Typer(
     name="gigamask",
-    help="Segment imagery too large to open: an archive of rasters in, seamless Zarr masks and an honest report out.",
+    help="Segment imagery too large to open: an archive of rasters or slides in, seamless Zarr masks and an honest report out.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich's own help costs three times as long to import as all the rest
@@ -111,7 +111,7 @@ def serve(
 
 @app.command()
 def segment(
-    image: Annotated[Path, typer.Argument(help="Raster to segment.", show_default=False)],
+    image: Annotated[Path, typer.Argument(help="Raster or slide to segment.", show_default=False)],
     model: Annotated[Path, typer.Option(help="Model folder: model.json and weights.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Mosaic to write, STORE.zarr.", show_default=False)],
     tile: Annotated[
@@ -127,7 +127,13 @@ def segment(
     threads: Annotated[int | None, typer.Option(help="Threads of the model's arithmetic in each worker.")] = None,
     memory_gib: Annotated[float, typer.Option(help="Memory a worker may take; 0: 80 % of the machine's.")] = 0,
     bands: Annotated[str | None, typer.Option(help="Bands to feed the model, by name or index: red,green,4.")] = None,
-    resolution: Annotated[str, typer.Option(help="card, native, or a pixel size such as 0.6m or 2px.")] = "card",
+    resolution: Annotated[str, typer.Option(help="card, native, or a pixel size such as 0.6m, 0.5um or 2px.")] = "card",
+    tissue: Annotated[
+        str, typer.Option(help="auto: only tissue, of a slide; or a file of polygons or mask; none: all of it.")
+    ] = "none",
+    mpp: Annotated[str | None, typer.Option(help="Micrometres of a full-resolution pixel, 0.25 or 0.25,0.26 (x,y).")] = None,
+    reader: Annotated[str, typer.Option(help="auto, slide (OpenSlide) or raster (GDAL).")] = "auto",
+    icc: Annotated[str, typer.Option(help="srgb: apply a slide's colour profile; none.")] = "none",
     flips: Annotated[int, typer.Option(help="Symmetries to average over: 1, 2, 4 or 8.")] = 1,
     compile_: Annotated[bool, typer.Option("--compile", help="Let torch.compile make the model into a program first.")] = False,
     trust_code: Annotated[bool, typer.Option("--trust-code", help="Allow a model that runs code of its own.")] = False,
@@ -143,7 +149,14 @@ def segment(
     settings = {
         "name": "segment",
         "output": str(out.parent),
-        "archive": {"images": str(image), "bands": _bands(bands)},
+        "archive": {
+            "images": str(image),
+            "bands": _bands(bands),
+            "tissue": tissue,
+            "mpp": {} if mpp is None else {"*": _mpp(mpp)},
+            "reader": reader,
+            "icc": icc,
+        },
         "model": {
             "path": str(model),
             "device": device,
@@ -172,7 +185,9 @@ def evaluate(
         str | None, typer.Option(help="Label value = class name, as 1=building,2=road, or a YAML file; default: the model's.")
     ] = None,
     ignore: Annotated[str | None, typer.Option(help="Label values that mean `not labelled`: 0,255.")] = None,
-    field: Annotated[str | None, typer.Option(help="Attribute of polygons that names the class of each.")] = None,
+    field: Annotated[
+        str | None, typer.Option(help="Attribute of polygons that names the class of each; of QuPath and ASAP it is known.")
+    ] = None,
     constant: Annotated[str | None, typer.Option(help="Class of all polygons.")] = None,
     background: Annotated[str | None, typer.Option(help="Class where no polygon lies; none: not labelled.")] = None,
     buffer_m: Annotated[float | None, typer.Option(help="Metres that polygons grow by; makes areas of points and lines.")] = None,
@@ -180,6 +195,7 @@ def evaluate(
     area: Annotated[str | None, typer.Option(help="File of polygons outside of which nothing is labelled.")] = None,
     crs: Annotated[str | None, typer.Option(help="Their coordinates: EPSG:32637, or pixel for columns, rows.")] = None,
     resample: Annotated[str | None, typer.Option(help="nearest: take label rasters that lie on another grid.")] = None,
+    mpp: Annotated[float | None, typer.Option(help="Micrometres of a pixel of label rasters without georeference.")] = None,
     max_unknown_share: Annotated[float, typer.Option(help="Largest share of label values that are no class.")] = 0.05,
     workers: Annotated[int, typer.Option(help="Dask worker processes; 0: this process.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for a report.")] = None,
@@ -199,10 +215,41 @@ def evaluate(
         "area": area,
         "crs": crs,
         "resample": resample,
+        "mpp": mpp,
         "max_unknown_share": max_unknown_share,
     }
     report = one.evaluate(store, truth, settings, workers, out)
     views.show_scores(report, out, as_json=as_json)
+
+
+@app.command()
+def export(
+    store: Annotated[Path, typer.Argument(metavar="STORE.zarr", help="Mosaic to export.", show_default=False)],
+    to: Annotated[str, typer.Option(help="geojson (QuPath, GIS), gpkg, geoparquet, cog or ome-tiff.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option(help="File to write; default: beside STORE. A GeoJSON that ends in .gz is packed.")
+    ] = None,
+    class_: Annotated[
+        list[str] | None, typer.Option("--class", metavar="NAME", help="Class to export, repeatable; default: not background.")
+    ] = None,
+    all_: Annotated[bool, typer.Option("--all", help="Export background too.")] = False,
+    min_area: Annotated[
+        str,
+        typer.Option(help="Leave out smaller objects: 50m2, 50um2, 50px. Nothing takes their place. Plain: m2, um2 of slides."),
+    ] = "0",
+    tolerance: Annotated[
+        str, typer.Option(help="How far outlines may be off: 2m, 0.5um, 1.5px; 0: exact. Plain: m, um of slides.")
+    ] = "0",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a mosaic as polygons or as a raster for other programs."""
+    from flows import console, export_views
+
+    wanted = {"classes": tuple(class_ or ()), "background": all_, "min_area": min_area, "tolerance": tolerance}
+    with console.progress(quiet=as_json) as progress:
+        exported = export_views.export(store, to, out, wanted, progress, overwrite=overwrite)
+    export_views.show_exported(exported, as_json=as_json)
 
 
 @app.command()
@@ -403,13 +450,21 @@ def _numbers(text: str | None) -> list[int] | None:
 def _resolution(text: str) -> Any:
     if text in ("card", "native"):
         return text
-    for suffix, unit in (("px", "source-pixel"), ("m", "metre")):
+    for suffix, unit in (("px", "source-pixel"), ("um", "micrometre"), ("µm", "micrometre"), ("m", "metre")):
         if text.endswith(suffix):
             try:
                 return {"size": float(text.removesuffix(suffix)), "unit": unit}
             except ValueError:
                 break
-    raise ConfigError(f"--resolution {text}: give card, native, metres such as 0.6m, or source pixels such as 2px")
+    raise ConfigError(f"--resolution {text}: give card, native, or a size such as 0.6m, 0.5um or 2px (source pixels)")
+
+
+def _mpp(text: str) -> list[float]:
+    try:
+        sizes = [float(size) for size in text.split(",")]
+    except ValueError as e:
+        raise ConfigError(f"--mpp {text}: give micrometres a pixel, as 0.25, or as 0.25,0.26 for x and y") from e
+    return sizes * 2 if len(sizes) == 1 else sizes
 
 
 def _class_map(text: str | None) -> dict[str, str] | None:

@@ -31,7 +31,7 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Look at packages, devices, formats and the machine."""
-    return [_python(), *_packages(), _prefect(), *_devices(), _formats(), *_machine()]
+    return [_python(), *_packages(), _prefect(), *_devices(), _formats(), _slides(), *_machine()]
 
 
 def show(findings: list[Finding], *, as_json: bool) -> int:
@@ -88,6 +88,16 @@ def _formats() -> Finding:
     return Finding(
         f"GDAL {rasterfile.gdal_version()} formats", ", ".join(here) + (f"; not here: {', '.join(missing)}" if missing else "")
     )
+
+
+def _slides() -> Finding:
+    """The library that reads slides."""
+    try:
+        from pipeline import slidefile
+
+        return Finding("OpenSlide", slidefile.version())
+    except (ImportError, OSError) as e:
+        return Finding("OpenSlide", f"does not load: {e}", "pip install openslide-python 'openslide-bin>=4.0.1'")
 
 
 def _machine() -> list[Finding]:

@@ -12,6 +12,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from pipeline.card import ModelCard, Probe
+    from pipeline.plan import Plan
     from pipeline.report.contract import Evaluation, RunReport
     from pipeline.single import Segmented
     from pipeline.survey import Survey
@@ -39,7 +40,7 @@ def show_survey(survey: Survey, *, as_json: bool) -> None:
         table.add_row(
             _plain(Path(plan.image.uri).name),
             f"{plan.grid.height}×{plan.grid.width}{scale}",
-            f"{plan.tiles_predicted:,}",
+            f"{plan.tiles_predicted if plan.tissue is None else plan.tiles_with_tissue:,}",
             f"{len(plan.blocks)} × {plan.block_shape[0]}×{plan.block_shape[1]}",
             f"{plan.redundancy:.1%}",
             f"{plan.memory.total / MIB:,.0f}",
@@ -47,6 +48,9 @@ def show_survey(survey: Survey, *, as_json: bool) -> None:
             "[red]unusable" if p.truth_error else "none" if p.truth is None else "yes",
         )
     OUT.print(table)
+    for p in survey.planned:
+        if (text := _slide_text(p.plan)) is not None:
+            OUT.print(f"{Path(p.plan.image.uri).name}: {text}", markup=False)
     OUT.print("twice: share of tiles predicted more than once; MiB: memory of a worker; px (1/n): resampled from n times as many")
     disk = sum(p.plan.disk_bytes for p in survey.planned)
     most = max((p.plan.memory.total for p in survey.planned), default=0)
@@ -65,6 +69,24 @@ def show_survey(survey: Survey, *, as_json: bool) -> None:
             OUT.print(f"[red]cannot be scored[/red] {p.plan.image.uri}\n  {_plain(p.truth_error)}")
 
 
+def _slide_text(plan: Plan) -> str | None:
+    """What there is to know of a slide, or of an area that is drawn, beside what the table has; None where there is nothing."""
+    from pipeline.plan import read_as
+
+    source, told = plan.read.source, []
+    if (text := read_as(plan)) is not None:
+        told.append(text)
+    if source.reader == "slide":
+        told.append(f"levels of {', '.join(f'{height}×{width}' for height, width in source.levels)}")
+    if plan.tissue is not None:
+        area = "" if (mm2 := plan.tissue.area_mm2) is None else f" ({mm2:.3g} mm²)"
+        with_tissue = sum(plan.holds_tissue(block.core) for block in plan.blocks)
+        told.append(f"tissue {plan.tissue.share:.1%}{area}, in {with_tissue} of {len(plan.blocks)} blocks; {plan.tissue.method}")
+    if plan.area is not None:
+        told.append(f"only what {plan.area.source.uri} outlines")
+    return "; ".join(told) or None
+
+
 def _survey_facts(survey: Survey) -> dict[str, Any]:
     from pipeline.survey import free_bytes, space_problem
 
@@ -76,6 +98,15 @@ def _survey_facts(survey: Survey) -> dict[str, Any]:
             "native": [p.plan.read.source.height, p.plan.read.source.width],
             "bands": list(p.plan.read.bands),
             "dtype": p.plan.read.source.dtype,
+            "reader": p.plan.read.source.reader,
+            "format": p.plan.read.source.driver,
+            "levels": [list(shape) for shape in p.plan.read.source.levels],
+            "level": p.plan.grid.level,
+            "pixel_size_m": p.plan.read.source.pixel_size_m,
+            "pixel_size_from": p.plan.read.source.pixel_size_from,
+            "tissue_share": None if p.plan.tissue is None else p.plan.tissue.share,
+            "tissue_mm2": None if p.plan.tissue is None else p.plan.tissue.area_mm2,
+            "tiles_with_tissue": p.plan.tiles_with_tissue,
             "tiles": p.plan.tiles_predicted,
             "tiles_least": p.plan.lattice.tiles,
             "redundancy": p.plan.redundancy,

@@ -11,15 +11,20 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePath
 
 from pipeline.alignment import beside
-from pipeline.config import Config
+from pipeline.config import AUTO, WHOLE, Config
 from pipeline.errors import ConfigError
 from pipeline.image import ImageSpec
 
 SUFFIXES = (
     *(".tif", ".tiff", ".gtiff", ".btf", ".jp2", ".j2k", ".jpx", ".jpg", ".jpeg", ".jxl", ".png", ".webp", ".bmp", ".gif"),
     *(".img", ".ntf", ".nitf", ".pgm", ".ppm", ".pnm"),
+    *(".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".qptiff", ".czi", ".dcm"),
 )
 """What is taken for an image in a folder; formats without a suffix of their own (ENVI) are named by glob or manifest."""
+DICOM = ".dcm"
+"""Of DICOM, a slide is all files of a series in a folder: the first by name stands for it."""
+SERIES_TAG = b"\x20\x00\x0e\x00UI"
+"""Series Instance UID (0020,000E) in explicit little endian, as slides have it; two bytes of length follow."""
 UNFINISHED = (".partial", ".part", ".tmp")
 """Endings, before the suffix, of files that are still being written."""
 
@@ -32,7 +37,7 @@ def discover(config: Config) -> list[ImageSpec]:
     of `archive.images` speaks. ConfigError where nothing is found, or a manifest or pattern cannot mean anything.
     """
     pattern = config.truth.pattern
-    for key, value in (("pattern", pattern), ("area", config.truth.area)):
+    for key, value in (("truth.pattern", pattern), ("truth.area", config.truth.area), ("archive.tissue", config.archive.tissue)):
         _check_pattern(key, value or "")
     images = config.archive.images
     entries = [images] if isinstance(images, str) else images
@@ -45,7 +50,7 @@ def discover(config: Config) -> list[ImageSpec]:
             found.setdefault(image.uri, image)
     labels = {image.truth for image in found.values()} | {uri for uri in found if _looks_like_labels(uri, pattern)}
     candidates = [uri for uri in sorted(found) if uri in named or uri not in labels]
-    kept = [found[uri] for uri in candidates if not _excluded(uri, config)]
+    kept = [completed(found[uri], config) for uri in candidates if not _excluded(uri, config)]
     if not kept:
         left_out = f"; {len(candidates)} were found and left out by archive.exclude" if candidates else ""
         raise ConfigError(
@@ -59,13 +64,13 @@ def _listed(entry: str, config: Config) -> tuple[list[ImageSpec], bool]:
     """(what one entry of `archive.images` stands for, whether that was searched for rather than named)."""
     path = Path(entry)
     if path.is_dir():
-        return _images(_in_folder(path, config.output), config), True
+        return _images(_one_a_slide(_in_folder(path, config.output)), config), True
     if path.suffix.lower() in (".csv", ".parquet") and (path.is_file() or not glob.has_magic(entry)):
         return _manifest(path, config), False
     if path.is_file():
         return _images([path], config), False
     if glob.has_magic(entry):
-        return _images(_in_glob(entry, config.output), config), True
+        return _images(_one_a_slide(_in_glob(entry, config.output)), config), True
     raise ConfigError(f"archive.images: {entry} does not exist. Name a file, a folder, a glob, or a manifest (.csv, .parquet)")
 
 
@@ -91,6 +96,35 @@ def _in_glob(pattern: str, output: Path) -> Iterator[Path]:
             yield path
 
 
+def _one_a_slide(paths: Iterable[Path]) -> Iterator[Path]:
+    """`paths` with one file for each slide of many: the first of each DICOM series, and none of a VMS slide's JPEGs."""
+    listed = list(paths)
+    indexes = {path.parent for path in listed if path.suffix.lower() in (".vms", ".vmu")}
+    series: set[tuple[Path, bytes]] = set()
+    for path in sorted(listed):
+        if path.suffix.lower() == DICOM:
+            key = path.parent, series_of(path)
+            if key in series:
+                continue
+            series.add(key)
+        if path.parent not in indexes or path.suffix.lower() not in (".jpg", ".jpeg"):
+            yield path
+
+
+def series_of(path: Path) -> bytes:
+    """Series Instance UID of a DICOM file; its name where none is found, so that it stands for itself."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(1 << 16)
+    except OSError:
+        return path.name.encode()
+    place = start.find(SERIES_TAG)
+    if place < 0:
+        return path.name.encode()
+    text = place + len(SERIES_TAG) + 2
+    return start[text : text + int.from_bytes(start[text - 2 : text], "little")].rstrip(b"\0 ")
+
+
 def _finished(name: str) -> bool:
     return not name.startswith((".", "~")) and PurePath(PurePath(name).stem).suffix.lower() not in UNFINISHED
 
@@ -111,22 +145,38 @@ def truth_of(image: Path, pattern: str | None) -> str | None:
     return str(path) if path.is_file() and path != image else None
 
 
+def completed(image: ImageSpec, config: Config) -> ImageSpec:
+    """`image` with what `config.archive` says of its pixels' size and its area, where a manifest said nothing."""
+    mpp, area, pattern = image.mpp, image.area, config.archive.tissue
+    if mpp is None:
+        x, y = next((size for glob_, size in config.archive.mpp.items() if _matches(image.uri, glob_, config)), (None, None))
+        mpp = None if x is None or y is None else (y, x)
+    if area is None and pattern not in (WHOLE, AUTO):
+        area = os.path.normpath(beside(pattern, Path(image.uri)))
+    return image.model_copy(update={"mpp": mpp, "area": area})
+
+
 def _check_pattern(key: str, pattern: str) -> None:
     unknown = sorted(set(re.findall(r"\{([^{}]*)\}", pattern)) - {"stem", "dir"})
     if unknown:
         names = ", ".join(f"{{{name}}}" for name in unknown)
-        raise ConfigError(f"truth.{key}: {pattern} has {names}: known are {{stem}} (file name without suffix) and {{dir}}")
+        raise ConfigError(f"{key}: {pattern} has {names}: known are {{stem}} (file name without suffix) and {{dir}}")
 
 
 def _excluded(uri: str, config: Config) -> bool:
-    """Whether a glob of `archive.exclude` matches the path, its part below `root`, or the file name; `*` crosses folders."""
+    return any(_matches(uri, glob_, config) for glob_ in config.archive.exclude)
+
+
+def _matches(uri: str, glob_: str, config: Config) -> bool:
+    """Whether a glob matches the path, its part below `root`, or the file name; `*` crosses folders."""
     path = PurePath(uri)
     below = str(path.relative_to(config.root)) if path.is_relative_to(config.root) else uri
-    return any(fnmatchcase(text, glob_) for glob_ in config.archive.exclude for text in (uri, below, path.name))
+    return any(fnmatchcase(text, glob_) for text in (uri, below, path.name))
 
 
 def _manifest(path: Path, config: Config) -> list[ImageSpec]:
-    """The images of a table with a column `image`, and optionally `truth`, `group` and others, which become strata.
+    """The images of a table with a column `image`, and optionally `truth`, `group`, `mpp` (or `mpp_x` and `mpp_y`), `tissue`
+    and others, which become strata.
 
     Relative paths start from the manifest's folder. Without a column `truth`, truth.pattern gives the labels.
     """
@@ -147,17 +197,38 @@ def _manifest(path: Path, config: Config) -> list[ImageSpec]:
         cells = {column: str(value).strip() for column, value in row.items() if value is not None and str(value).strip()}
         if "image" not in cells:
             raise ConfigError(f"manifest {path}, line {line}: names no image. Fill the column `image`, or take the line out")
-        uri = _beside(path, cells.pop("image"))
+        uri = _slide_in(_beside(path, cells.pop("image")))
         if uri in images:
             raise ConfigError(
                 f"manifest {path}, line {line}: {uri} stands on line {images[uri][0]} already and would count twice. Take one out"
             )
         truth = cells.pop("truth", None)
         labels = truth_of(Path(uri), config.truth.pattern) if "truth" not in columns else truth and _beside(path, truth)
-        images[uri] = line, ImageSpec(uri=uri, truth=labels, group=cells.pop("group", None), strata=cells)
+        mpp, area = _stated_mpp(cells, f"manifest {path}, line {line}"), cells.pop("tissue", None)
+        spec = ImageSpec(uri=uri, truth=labels, group=cells.pop("group", None), mpp=mpp, area=area and _beside(path, area))
+        images[uri] = line, spec.model_copy(update={"strata": cells})
     if not images:
         raise ConfigError(f"manifest {path} has no line below its columns {', '.join(columns)}. Add a line for each image")
     return [image for _, image in images.values()]
+
+
+def _stated_mpp(cells: dict[str, str], where: str) -> tuple[float, float] | None:
+    """(row, col) micrometres a pixel that a line of a manifest states; its columns are taken out of `cells`."""
+    both, x, y = (cells.pop(name, None) for name in ("mpp", "mpp_x", "mpp_y"))
+    x, y = x or both, y or both
+    if x is None and y is None:
+        return None
+    try:
+        size = float(y or ""), float(x or "")
+    except ValueError as e:
+        raise ConfigError(f"{where}: mpp_x {x}, mpp_y {y} are not two numbers: give both in micrometres, or one as `mpp`") from e
+    return size
+
+
+def _slide_in(uri: str) -> str:
+    """The file that stands for a slide whose folder is named: the first of its DICOM files; else `uri` as it is."""
+    path = Path(uri)
+    return next((str(file) for file in sorted(path.glob(f"*{DICOM}"))), uri) if path.is_dir() else uri
 
 
 def _beside(manifest: Path, name: str) -> str:

@@ -74,7 +74,7 @@ def _kept(shop: Shop, planned: Planned, whole: Whole) -> ImageResult | None:
     if truth is not None and whole.score is None:
         return None
     shop.progress.advance(plan.grid.height * plan.grid.width)
-    result = whole.result.model_copy(update={"mask": str(shop.mask(plan).relative_to(shop.config.output))})
+    result = whole.result.model_copy(update={"mask": shop.mask_name(plan)})
     if truth is None or whole.score is None:
         return result.model_copy(update={"truth_error": planned.truth_error})
     task = score_task(truth.digest, measures_of(shop.config.scoring, plan))

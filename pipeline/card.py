@@ -21,7 +21,7 @@ MAX_CLASSES = 65534
 USUAL_TILES = (512, 128)
 """(tile, overlap) in px of a card that says nothing else; their seams are what `tile: auto` may not exceed."""
 NO_ANSWER = {
-    *("name", "description", "licence", "training"),
+    *("name", "description", "licence", "training", "fingerprint"),
     *("weights_bytes", "activation_bytes_per_pixel", "translation_invariant", "probe"),
 }
 """Fields of a card that do not change what the model answers for a tile."""
@@ -128,6 +128,18 @@ class Probe(Frozen):
         return float(np.interp(overlap, known, left)) / (tile - overlap)
 
 
+class Fingerprint(Frozen):
+    """What the images of a training held, so that later ones can be held against it without labels."""
+
+    images: int = Field(ge=1)
+    band_px: tuple[tuple[int, ...], ...]
+    """By band: samples in the bins of `pipeline.statistics.samples`, of windows spread over each image."""
+    apart: tuple[float, ...]
+    """By band: how far the training image that is least like the others is from these, 0...1; 0 of a single image."""
+    class_px: tuple[int, ...]
+    """Labelled pixels by class code, of the same windows."""
+
+
 class ModelCard(Frozen):
     """What a model expects, what it answers, and where it comes from; `model.json` in its folder."""
 
@@ -171,6 +183,8 @@ class ModelCard(Frozen):
     """What `gigamask model probe` measured; no part of the digest."""
     training: dict[str, Any] = Field(default_factory=dict)
     """How it came about: data, time, validation score. For people; no part of the digest."""
+    fingerprint: Fingerprint | None = None
+    """What it was trained on, in numbers; None where nobody counted. No part of the digest."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> ModelCard:
@@ -179,6 +193,8 @@ class ModelCard(Frozen):
                 raise ValueError(
                     f"scaling.{key} has {len(getattr(self.scaling, key))} values for {len(self.bands)} bands {self.bands}"
                 )
+        if self.fingerprint and (len(self.fingerprint.band_px), len(self.fingerprint.apart)) != (len(self.bands),) * 2:
+            raise ValueError(f"fingerprint is of {len(self.fingerprint.band_px)} bands, the card names {len(self.bands)}")
         names = [c.name for c in self.classes]
         if len(set(names)) != len(names):
             raise ValueError(f"class names {names} are not all different")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from pipeline.image import Frozen, ImageSpec
+from pipeline.image import Frozen
 from pipeline.ledger import Ledger
 from pipeline.report.contract import Changes
+from pipeline.survey import Survey
 
 SEEN = "seen"
 """What the ledger calls the note of an image that a run was about."""
@@ -26,15 +26,19 @@ class Seen(Frozen):
     """Time of its last change."""
 
 
-def look(images: Iterable[ImageSpec], run_id: str) -> dict[str, Seen]:
-    """Image id -> how each image is found now."""
+def look(survey: Survey, run_id: str) -> dict[str, Seen]:
+    """Image id -> how each image is found now: as its plan has it, as slides may be many files; else as its file is."""
     found = {}
-    for image in images:
-        seen = Seen(uri=image.uri, run_id=run_id)
+    for planned in survey.planned:
+        source = planned.plan.read.source
+        seen = Seen(uri=source.uri, run_id=run_id, size=source.size_bytes, mtime_ns=source.mtime_ns)
+        found[planned.plan.image.id] = seen
+    for refused in survey.refused:
+        seen = Seen(uri=refused.image.uri, run_id=run_id)
         with suppress(OSError):
-            status = Path(image.uri).stat()
+            status = Path(seen.uri).stat()
             seen = seen.model_copy(update={"size": status.st_size, "mtime_ns": status.st_mtime_ns})
-        found[image.id] = seen
+        found[refused.image.id] = seen
     return found
 
 

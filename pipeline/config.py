@@ -37,6 +37,17 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+def _mpp(value: Any) -> Any:
+    return [value, value] if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+_Um = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Mpp = Annotated[tuple[_Um, _Um], BeforeValidator(_mpp)]
+"""(x, y) micrometres a pixel; one number is both."""
+WHOLE, AUTO = "none", "auto"
+"""Values of archive.tissue that are no pattern."""
+
+
 class ArchiveConfig(Section):
     """Which images, and how their samples are to be read."""
 
@@ -50,6 +61,19 @@ class ArchiveConfig(Section):
     image names its bands so, else the image's first bands where their number is right."""
     nodata: float | list[float] | Literal["header", "none"] = "header"
     """`header`: what the file declares; `none`: every pixel is real; a number (or one a band): that value is filling."""
+    reader: Literal["auto", "raster", "slide"] = "auto"
+    """Which library opens images: `auto` goes by their content (OpenSlide for slides, GDAL for all others), or one for all."""
+    mpp: dict[str, Mpp] = Field(default_factory=dict)
+    """Glob of images -> size of their full-resolution pixels in micrometres, one number or [x, y]: goes before what they say
+    themselves. The first glob that matches speaks; a manifest's column `mpp`, or `mpp_x` and `mpp_y`, goes before all."""
+    mpp_from_power: bool = False
+    """Whether a slide that states no pixel size, but an objective power, is taken to have 10 µm / power: 0.25 at 40x."""
+    icc: Literal["none", "srgb"] = "none"
+    """`srgb`: bring a slide's colours to sRGB by its own ICC profile, where it has one; models mostly learnt without."""
+    tissue: str = "none"
+    """What of an image is looked at; all else is no data and costs nothing. `none`: all of it; `auto`: the tissue found on a
+    slide; else a pattern, as truth.pattern, of polygons or of a mask raster at any level, 0 outside. A manifest's column `tissue`
+    goes before a pattern."""
 
 
 def _label_value(value: Any) -> Any:
@@ -78,6 +102,10 @@ class TruthConfig(Section):
     """Label values that mean `not labelled`, beside a raster's nodata. `"*"`, of polygons: every other value."""
     resample: Literal["nearest"] | None = None
     """Take label rasters that lie on another grid by nearest neighbour; without it another grid is an error."""
+    mpp: Mpp | None = None
+    """Micrometres of a label raster's pixel, one number or [x, y], where it has no georeference: its pixels are then laid by
+    size, from the image's upper left corner. Not needed where it has the image's shape, or a whole part of it, as levels of
+    slides."""
     max_unknown_share: float = Field(default=0.05, ge=0, le=1)
     """Largest share of an image's labelled pixels with values that are no class and not ignored; above it is an error. Of
     polygons any such value is one."""
@@ -89,9 +117,10 @@ class TruthConfig(Section):
     layer: str | None = None
     """Of polygons: the layer, where the file has several."""
     field: str | None = None
-    """Of polygons: the attribute that names the class of each."""
+    """Of polygons: the attribute that names the class of each. Default, without `constant`: `classification` of QuPath's
+    objects, `PartOfGroup` of ASAP's annotations."""
     constant: str | None = None
-    """Of polygons: the class of all of them. Default, without `field`: the model's one class beside `background`."""
+    """Of polygons: the class of all of them. Default, where nothing names a field: the model's one class beside `background`."""
     background: str | None = None
     """Of polygons: class of pixels whose centre lies in none of them, or `none` for not labelled. Default: the class `background`
     where the model has one, else not labelled."""
@@ -100,13 +129,22 @@ class TruthConfig(Section):
     refused without it, become discs and strips."""
     crs: str | None = None
     """Of polygons: coordinate system of `pattern`, instead of what the file says, such as EPSG:32637; or `pixel`: columns and
-    rows of the image, also in `area`."""
+    rows of the image at full resolution, also in `area`. Of ASAP's XML always, and where neither the image nor the file has a
+    georeference, it is `pixel` without being said; GeoJSON that names no other system counts as such a file."""
 
     @model_validator(mode="after")
     def _one_meaning(self) -> TruthConfig:
         if self.field is not None and self.constant is not None:
             raise ValueError(f"give either field ({self.field}) or constant ({self.constant}): a polygon has one class")
         return self
+
+    @property
+    def label_mpp(self) -> tuple[float, float] | None:
+        """`mpp` as (row, column)."""
+        if self.mpp is None:
+            return None
+        x, y = self.mpp
+        return y, x
 
     @property
     def numbered(self) -> dict[int, str] | None:
@@ -489,7 +527,9 @@ class Config(Section):
         def images(value: str | list[str]) -> str | list[str]:
             return at_root(value) if isinstance(value, str) else [at_root(v) for v in value]
 
-        archive = self.archive.model_copy(update={"images": images(self.archive.images)})
+        tissue = self.archive.tissue
+        tissue = tissue if tissue in (WHOLE, AUTO) else at_root(tissue)
+        archive = self.archive.model_copy(update={"images": images(self.archive.images), "tissue": tissue})
         truth = self.truth.located(at_root)
         model = self.model.model_copy(update={"path": (folder / self.model.path).resolve()})
         train = self.train

@@ -25,8 +25,6 @@ LOOK_SECONDS = 5.0
 """Within how long it is noticed that workers came or went, and that a task takes too long."""
 WITHOUT_WORKERS_SECONDS = 120.0
 """How long to wait for a worker when there is none left: batch systems take their time."""
-WORD_SECONDS = 0.1
-"""How long a task suspected of a death waits when it is begun again, so that word of that gets out before anything happens."""
 RESTART_SECONDS = 60.0
 """How long a worker that was given up may take to restart."""
 
@@ -197,12 +195,18 @@ class _Call:
         return self._made
 
 
-def _execute[Result](topic: str, key: str, wait_s: float, function: Callable[..., Result], arguments: tuple[Any, ...]) -> Result:
-    """What workers do: tell the driver's Watch that the task is begun, and make the call."""
+def _execute[Result](topic: str, key: str, suspect: bool, function: Callable[..., Result], arguments: tuple[Any, ...]) -> Result:
+    """What workers do: tell the driver's Watch that the task is begun, and make the call. One that is suspected of a death waits
+    until the scheduler has that word: it may be the last."""
     from distributed import get_worker
+    from distributed.utils import sync
 
-    get_worker().log_event(topic, {"key": key, "pid": os.getpid(), "host": socket.gethostname()})
-    time.sleep(wait_s)
+    worker = get_worker()
+    news = {"key": key, "pid": os.getpid(), "host": socket.gethostname()}
+    if suspect:
+        sync(worker.loop, worker.scheduler.log_event, topic=topic, msg={**news, "worker": worker.address})
+    else:
+        worker.log_event(topic, news)
     return function(*arguments)
 
 
@@ -317,7 +321,7 @@ class _Dispatch[Result]:
         name, topic = self._function.__name__, self._watch.topic
         keys = [f"{name}-{one.key}-{one.attempt}" + f".{one.sent}" * (one.sent > one.attempt) for one in tries]
         calls = [
-            dumps(_Call(_execute, topic, key, WORD_SECONDS if one.suspect else 0.0, self._function, one.arguments))
+            dumps(_Call(_execute, topic, key, one.suspect is not None, self._function, one.arguments))
             for key, one in zip(keys, tries, strict=True)
         ]
         with _scheduler(self._client):

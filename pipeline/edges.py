@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,10 @@ MOST_BINS = 64
 """Bins of a curve over distance: fine enough to see where it falls, few enough to keep with every block."""
 PAIRS = 16
 """Of so many pairs of neighbouring tiles one is compared."""
+UNDER_WAY = 16
+"""Comparisons that may wait for labels that are on their way from a device."""
+Winners = Callable[[], Labels]
+"""Answers labels (h, w) that may still be on their way."""
 Histogram = NDArray[np.int64]
 """`histogram[distance, right]`, shape (bins, 2): wrong (or disagreeing) and right pixels. Histograms add up."""
 
@@ -61,17 +67,27 @@ class Disagreement:
                 0123210   distance
     """
 
-    def __init__(self, lattice: Lattice, core: Window, classes: int) -> None:
+    def __init__(self, lattice: Lattice, core: Window, classes: int, winners: Callable[[Any], Winners] | None = None) -> None:
+        """`winners` of outputs that lie elsewhere; by default `winners_of` these."""
+        self._winners = winners or winners_of
         self._tile, self._size, self._core = lattice.tile, (lattice.height, lattice.width), core
         self._rows, self._cols, self._failed = lattice.rows, lattice.cols, mask_codes(classes).failed
         self._row_of = {row: i for i, row in enumerate(lattice.rows)}
         self._col_of = {col: i for i, col in enumerate(lattice.cols)}
-        self._kept: dict[tuple[int, int, bool], Labels] = {}
+        self._kept: dict[tuple[int, int, bool], Winners] = {}
         """Labels of the overlaps whose second tile is still to come, by that tile and whether it lies below the first."""
-        self.counts: Histogram = np.zeros((bins(lattice.tile), 2), np.int64)
-        """Pixels that differ and pixels that do not, of those that are real."""
+        self._waiting: deque[tuple[Winners, Winners, Window, tuple[int, int], bool, Labels]] = deque()
+        """What is to be compared when its labels are here."""
+        self._counts: Histogram = np.zeros((bins(lattice.tile), 2), np.int64)
 
-    def add(self, place: tuple[int, int], outputs: NDArray[np.float32], labels: Labels) -> None:
+    @property
+    def counts(self) -> Histogram:
+        """Pixels that differ and pixels that do not, of those that are real."""
+        while self._waiting:
+            self._compare(*self._waiting.popleft())
+        return self._counts
+
+    def add(self, place: tuple[int, int], outputs: Any, labels: Labels) -> None:
         """Look at the tile at `place`, the next in row-major order, with its outputs (channels, tile, tile).
 
         `labels` (core height, core width): as `Blending.labels`; those from failed on are left out.
@@ -84,12 +100,14 @@ class Disagreement:
             if before is not None:
                 window = self._overlap(row, col, below)
                 assert window is not None
-                self._compare(before, self._labels(outputs, place, window), window, (row, col), below, labels)
+                self._waiting.append((before, self._labels(outputs, place, window), window, (row, col), below, labels))
             after = row + below, col + (not below)
             if after[0] < len(self._rows) and after[1] < len(self._cols) and _chosen(*after, below):
                 window = self._overlap(*after, below)
                 if window is not None:
                     self._kept[(*after, below)] = self._labels(outputs, place, window)
+        while len(self._waiting) > UNDER_WAY:
+            self._compare(*self._waiting.popleft())
 
     def _overlap(self, row: int, col: int, below: bool) -> Window | None:
         """What the tile shares with the one before it, inside the core; None where nothing."""
@@ -99,34 +117,38 @@ class Disagreement:
         top, left = max(top, self._core.row), max(left, self._core.col)
         return Window(top, left, bottom - top, right - left) if top < bottom and left < right else None
 
-    def _labels(self, outputs: NDArray[np.float32], place: tuple[int, int], window: Window) -> Labels:
-        """What the tile by itself would say of a window of the image: the highest output, the lowest class of equals."""
+    def _labels(self, outputs: Any, place: tuple[int, int], window: Window) -> Winners:
+        """What the tile by itself would say of a window of the image."""
         rows, cols = window.row - place[0], window.col - place[1]
-        part = outputs[:, rows : rows + window.height, cols : cols + window.width]
-        winner: Labels = np.zeros(window.shape, np.uint8 if len(part) <= 256 else np.uint16)
-        if len(part) == 1:
-            winner[part[0] > 0] = 1
-            return winner
-        best = part[0].copy()
-        for code in range(1, len(part)):
-            higher = part[code] > best
-            if code < len(part) - 1:
-                np.maximum(best, part[code], out=best)
-            np.copyto(winner, winner.dtype.type(code), where=higher)
-        return winner
+        return self._winners(outputs[:, rows : rows + window.height, cols : cols + window.width])
 
-    def _compare(self, one: Labels, other: Labels, window: Window, index: tuple[int, int], below: bool, labels: Labels) -> None:
+    def _compare(self, one: Winners, other: Winners, window: Window, index: tuple[int, int], below: bool, labels: Labels) -> None:
         row, col = window.row - self._core.row, window.col - self._core.col
         real = labels[row : row + window.height, col : col + window.width] < self._failed
         along = 1 if below else 0
-        different = np.count_nonzero((one != other) & real, axis=along)
+        different = np.count_nonzero((one() != other()) & real, axis=along)
         starts, position = (self._rows, index[0]) if below else (self._cols, index[1])
         first, stop = (window.row, window.row_stop) if below else (window.col, window.col_stop)
         pixel = np.arange(first, stop)
         distance = np.minimum(pixel - starts[position], starts[position - 1] + self._tile - 1 - pixel)
         place = distance // bin_px(self._tile)
-        np.add.at(self.counts[:, 0], place, different)
-        np.add.at(self.counts[:, 1], place, np.count_nonzero(real, axis=along) - different)
+        np.add.at(self._counts[:, 0], place, different)
+        np.add.at(self._counts[:, 1], place, np.count_nonzero(real, axis=along) - different)
+
+
+def winners_of(outputs: NDArray[np.float32]) -> Winners:
+    """The labels (h, w) of outputs (channels, h, w): the class of the highest, the lowest of equals."""
+    winner: Labels = np.zeros(outputs.shape[1:], np.uint8 if len(outputs) <= 256 else np.uint16)
+    if len(outputs) == 1:
+        winner[outputs[0] > 0] = 1
+        return lambda: winner
+    best = outputs[0].copy()
+    for code in range(1, len(outputs)):
+        higher = outputs[code] > best
+        if code < len(outputs) - 1:
+            np.maximum(best, outputs[code], out=best)
+        np.copyto(winner, winner.dtype.type(code), where=higher)
+    return lambda: winner
 
 
 def _chosen(row: int, col: int, below: bool) -> bool:

@@ -55,10 +55,13 @@ def read_record(mask: Path) -> Finished:
         ) from e
 
 
-def publish(work: Path, mask: Path, finished: Finished, *, replace: bool = False) -> None:
-    """Make the mosaic at `work` appear at `mask`, its record first: a mask that is there is known."""
+def publish(work: Path, mask: Path, finished: Finished, *, replace: bool = False, fresh: bool = False) -> None:
+    """Make the mosaic at `work` appear at `mask`, its record first: a mask that is there is known.
+
+    `replace`, `fresh`: see `mosaic.publish`.
+    """
     write_record(mask, finished.model_copy(update={"coarse": mosaic.shards_above(work, finished.plan)}))
-    mosaic.publish(work, mask, replace=replace)
+    mosaic.publish(work, mask, replace=replace, fresh=fresh)
 
 
 def intact(mask: Path, finished: Finished, *, deep: bool = False) -> bool:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from functools import lru_cache
 from pathlib import PurePath
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from pipeline.errors import ChangedError
 
 Affine6 = tuple[float, float, float, float, float, float]
 """(a, b, c, d, e, f): x = a * col + b * row + c, y = d * col + e * row + f, for pixel corners (affine.Affine order)."""
@@ -38,7 +41,7 @@ class ImageSpec(Frozen):
     strata: dict[str, str] = Field(default_factory=dict)
     """Other manifest columns, kept for breakdowns."""
     mpp: tuple[float, float] | None = None
-    """Size (row, col) of a native pixel in micrometres, where the manifest or archive.mpp states it; the file is not asked then."""
+    """Size (row, col) of a native pixel in micrometres, as manifest or archive.mpp state it: the file is not asked then."""
     area: str | None = None
     """Absolute path of the polygons or mask raster outside of which the image is no data; None where none was named."""
 
@@ -50,8 +53,13 @@ class ImageSpec(Frozen):
     @property
     def id(self) -> str:
         """A readable, path-safe stem and a short hash of the URI, as stems collide in real archives."""
-        safe = re.sub(r"[^A-Za-z0-9._-]+", "_", self.stem).strip("._")[:60] or "image"
-        return f"{safe}-{hashlib.sha256(self.uri.encode()).hexdigest()[:8]}"
+        return _id_of(self.uri)
+
+
+@lru_cache(1 << 14)
+def _id_of(uri: str) -> str:
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "_", PurePath(uri).stem).strip("._")[:60] or "image"
+    return f"{safe}-{hashlib.sha256(uri.encode()).hexdigest()[:8]}"
 
 
 class SourceInfo(Frozen):
@@ -88,19 +96,44 @@ class SourceInfo(Frozen):
     transform: Affine6 | None = None
     """Pixel corners to CRS units; None where the file has no georeference."""
     pixel_size_m: tuple[float, float] | None = None
-    """Size (row, col) of a pixel in metres: on the ground, at the image's centre where the CRS is geographic; of a slide, on it."""
+    """Size (row, col) of a pixel in metres, on the ground or on the slide; at the image's centre where the CRS is geographic."""
     pixel_size_from: str | None = None
-    """Where the size was found, for microscopy: `stated`, the name of a property or tag, `objective power`. None: georeference."""
+    """Where the size was found: `stated`, the name of a property or tag, `objective power`; None: the georeference."""
     pixel_size_error: str | None = None
     """Why a size that the file states is not believed."""
     levels: tuple[tuple[int, int], ...] = ()
     """(height, width) of each level of a slide's pyramid, full resolution first; empty where only that is read."""
     background: tuple[int, int, int] | None = None
     """Colour (red, green, blue) that a slide shows where it was not scanned; None for rasters."""
+    has_icc_profile: bool = False
+    """Whether a slide says how its colours are to be understood."""
+
+
+def check_identity(source: SourceInfo, found: tuple[int, int] | None) -> None:
+    """ChangedError where `found`, (bytes, time of change in ns), is not that of `source`; None: the image is gone."""
+    if found is None:
+        raise ChangedError(f"{source.uri} has vanished since it was planned: what was read so far is no whole image")
+    if found != (source.size_bytes, source.mtime_ns):
+        raise ChangedError(
+            f"{source.uri} is not the file that was planned: {found[0]} bytes of {found[1]} ns, planned "
+            f"were {source.size_bytes} of {source.mtime_ns}. Its mask would mix two images; run again to plan it anew"
+        )
+
+
+def _with_mpp(schema: dict[str, Any]) -> None:
+    """Adds what `Resolution` also takes to its JSON schema: `mpp`, instead of size and unit."""
+    size = {"type": "number", "exclusiveMinimum": 0}
+    sizes = {"type": "array", "items": size, "minItems": 1}
+    text = "Micrometres of a pixel; or several, of which a level of the slide must have one."
+    schema["properties"]["mpp"] = {"anyOf": [size, sizes], "description": text}
+    schema.pop("required", None)
+    schema["oneOf"] = [{"required": ["size"]}, {"required": ["mpp"]}]
 
 
 class Resolution(Frozen):
     """Size of a working pixel. `{mpp: 0.5}` is short for 0.5 micrometres; `{mpp: [0.25, 0.5]}` takes a level that a slide has."""
+
+    model_config = ConfigDict(json_schema_extra=_with_mpp)
 
     size: float = Field(gt=0)
     """Side of a pixel in `unit`."""
@@ -203,39 +236,52 @@ def working_grid(info: SourceInfo, resolution: Resolution | None) -> WorkingGrid
     return None
 
 
+def from_level(info: SourceInfo, grid: WorkingGrid) -> WorkingGrid:
+    """`grid` with its pixels made from the coarsest level of `info` that is at least as fine, within LEVEL_SLACK."""
+    downs, most = _downs(info), 1 + LEVEL_SLACK
+    fine = [i for i, (row, col) in enumerate(downs) if row <= grid.scale_row * most and col <= grid.scale_col * most]
+    level = max(fine, default=0)
+    return grid.model_copy(update={"level": level, "down_row": downs[level][0], "down_col": downs[level][1]})
+
+
+def coarse_grid(info: SourceInfo, height: int, width: int) -> WorkingGrid:
+    """All of `info` in `height` x `width` pixels, without georeference: for a look at the whole."""
+    grid = WorkingGrid(height=height, width=width, scale_row=info.height / height, scale_col=info.width / width)
+    return from_level(info, grid)
+
+
 def level_shapes(info: SourceInfo) -> tuple[tuple[int, int], ...]:
     """(height, width) of each level that may be read, full resolution first."""
     return info.levels or ((info.height, info.width),)
 
 
+def _downs(info: SourceInfo) -> list[tuple[float, float]]:
+    """Native (rows, columns) a pixel of each level."""
+    return [(1.0, 1.0), *((info.height / height, info.width / width) for height, width in level_shapes(info)[1:])]
+
+
 def _grid(info: SourceInfo, scale_row: float, scale_col: float, tolerance: float) -> WorkingGrid:
     """The grid of `scale_row` x `scale_col` native pixels a working pixel, or of a level of about that size."""
-    shapes = level_shapes(info)
-    downs = [(1.0, 1.0), *((info.height / height, info.width / width) for height, width in shapes[1:])]
+    downs = _downs(info)
     off = [max(abs(scale_row / row - 1), abs(scale_col / col - 1)) for row, col in downs]
-    stored = min(off) <= tolerance
-    fine = [i for i, (r, c) in enumerate(downs) if r <= scale_row * (1 + LEVEL_SLACK) and c <= scale_col * (1 + LEVEL_SLACK)]
-    level = off.index(min(off)) if stored else max(fine, default=0)
-    down_row, down_col = downs[level]
-    if stored:
-        (height, width), scale_row, scale_col = shapes[level], down_row, down_col
+    stored = off.index(min(off)) if min(off) <= tolerance else None
+    if stored is None:
+        height, width = (max(1, math.floor(n / scale + 0.5)) for n, scale in ((info.height, scale_row), (info.width, scale_col)))
     else:
-        height = max(1, math.floor(info.height / scale_row + 0.5))
-        width = max(1, math.floor(info.width / scale_col + 0.5))
-    transform = info.transform
+        (height, width), (scale_row, scale_col) = level_shapes(info)[stored], downs[stored]
+    transform, size = info.transform, info.pixel_size_m
     if transform is not None:
         a, b, c, d, e, f = transform
         transform = (a * scale_col, b * scale_row, c, d * scale_col, e * scale_row, f)
-    size = info.pixel_size_m
-    return WorkingGrid(
+    grid = WorkingGrid(
         height=height,
         width=width,
         scale_row=scale_row,
         scale_col=scale_col,
-        level=level,
-        down_row=down_row,
-        down_col=down_col,
         crs_wkt=info.crs_wkt,
         transform=transform,
         pixel_size_m=None if size is None else (size[0] * scale_row, size[1] * scale_col),
     )
+    if stored is None:
+        return from_level(info, grid)
+    return grid.model_copy(update={"level": stored, "down_row": scale_row, "down_col": scale_col})

@@ -10,20 +10,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import boundary, edges
-from pipeline.alignment import TruthSpec
+from pipeline.alignment import MaskFacts
 from pipeline.boundary import Tolerance, tolerances_of
 from pipeline.card import digest_of
 from pipeline.codes import mask_codes
 from pipeline.config import ScoringConfig
 from pipeline.grid import Window
-from pipeline.image import Frozen, SourceInfo
+from pipeline.image import Frozen
 from pipeline.plan import Plan
 from pipeline.statistics.calibration import LEVELS, histogram
 
 Labels = NDArray[np.unsignedinteger]
-VERSION = 1
+VERSION = 2
 """Of the definitions: what was measured by others is measured again."""
-MOST_CELLS, SMALLEST_CELL = 32, 256
+MOST_CELLS, SMALLEST_CELL = 32, 128
 """Cells of the error map along the longer side of an image, and the least px to a cell."""
 
 
@@ -46,18 +46,13 @@ class Measures(Frozen):
 
 def measures_of(scoring: ScoringConfig, plan: Plan) -> Measures:
     """What is measured of the mask that `plan` makes."""
-    source, grid = plan.read.source, plan.grid
-    size = None if (m := source.pixel_size_m) is None else (m[0] * grid.scale_row, m[1] * grid.scale_col)
-    tolerances = tolerances_of(scoring.boundary_px, scoring.boundary_m, size)
+    tolerances = tolerances_of(scoring.boundary_px, scoring.boundary_m, plan.grid.pixel_size_m)
     return Measures(tolerances=tolerances, tile=plan.tile, overlap=plan.overlap, confidence=plan.store_confidence)
 
 
-def measures_without_plan(scoring: ScoringConfig, truth: TruthSpec) -> Measures:
-    """What can be measured of a mask of which nobody knows how it was made; its pixels have the size that the labels tell."""
-    size = truth.source.pixel_size_m
-    if size is not None and isinstance(truth.source, SourceInfo):
-        size = size[0] * truth.scale_row, size[1] * truth.scale_col
-    return Measures(tolerances=tolerances_of(scoring.boundary_px, scoring.boundary_m, size))
+def measures_without_plan(scoring: ScoringConfig, mask: MaskFacts) -> Measures:
+    """What can be measured of a mask of which nobody knows how it was made."""
+    return Measures(tolerances=tolerances_of(scoring.boundary_px, scoring.boundary_m, mask.grid.pixel_size_m))
 
 
 class BoundaryScore(Frozen):

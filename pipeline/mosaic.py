@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -24,11 +25,12 @@ from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
 from pipeline import __version__
+from pipeline.alignment import MaskFacts
 from pipeline.codes import mask_codes
 from pipeline.errors import OutputError, StoreError
 from pipeline.grid import Window, blocks
 from pipeline.image import WorkingGrid
-from pipeline.plan import MaskFacts, Plan
+from pipeline.plan import Plan
 from pipeline.records import ShardRecord
 
 Labels = NDArray[np.unsignedinteger]
@@ -60,15 +62,22 @@ def create(path: Path, plan: Plan) -> None:
 
 def _lay_out(path: Path, plan: Plan) -> None:
     """Write the documents of an empty mosaic: each once and whole, where zarr takes a round trip for every attribute."""
-    path.mkdir()
+    root = str(path)
     for name, document in documents(plan).items():
-        folder = path / name
-        folder.mkdir(exist_ok=not name)
-        (folder / "zarr.json").write_bytes(to_json(document, indent=2))
+        _put(f"{root}/{name}" if name else root, "zarr.json", to_json(document, indent=2))
     for name, centres in _centres(plan.grid).items():
-        chunk = path / name / "c"
-        chunk.mkdir()
-        (chunk / "0").write_bytes(centres.tobytes())
+        _put(f"{root}/{name}/c", "0", centres.tobytes())
+
+
+def _put(folder: str, name: str, content: bytes) -> None:
+    """Make `folder` with one file in it. Without pathlib: of a small image this is a large part."""
+    os.mkdir(folder)  # noqa: PTH102
+    file = os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        while content:
+            content = content[os.write(file, content) :]
+    finally:
+        os.close(file)
 
 
 def documents(plan: Plan) -> dict[str, dict[str, Any]]:
@@ -126,7 +135,8 @@ def _write_shard(path: Path, plan: Plan, level: int, part: Window, values: Label
     array = path / str(level) / name
     if not array.is_dir():
         raise StoreError(f"{path} has no array {level}/{name} to write to: the unfinished mosaic was moved or removed")
-    target = array / "c" / str(part.row // shard[0]) / str(part.col // shard[1])
+    place = f"{level}/{name}/c/{part.row // shard[0]}/{part.col // shard[1]}"
+    target = path / place
     content = shard_bytes(values, shard, chunk, mask_codes(plan.classes).no_data if name == "mask" else 0)
     with writing(path):
         if content is None:
@@ -140,7 +150,7 @@ def _write_shard(path: Path, plan: Plan, level: int, part: Window, values: Label
         except OSError:
             draft.unlink(missing_ok=True)
             raise
-    return ShardRecord(path=str(target.relative_to(path)), size=len(content), crc32c=google_crc32c.value(content))
+    return ShardRecord(path=place, size=len(content), crc32c=google_crc32c.value(content))
 
 
 @contextmanager
@@ -284,19 +294,21 @@ def _own_side(length: int, block: int, chunk: int, level: int) -> tuple[int, int
     return side, min(fitting, key=lambda part: abs(part - TOP_CHUNK), default=side)
 
 
-def publish(work: Path, final: Path, *, replace: bool = False) -> None:
+def publish(work: Path, final: Path, *, replace: bool = False, fresh: bool = False) -> None:
     """Make the finished mosaic at `work` appear at `final` by one rename; readers see all of it or nothing.
 
-    A published mosaic stays, unless `replace` says that this one knows better.
+    A published mosaic stays, unless `replace` says that this one knows better. `fresh`: whoever laid `work` out has written
+    all of it, so that nothing torn lies in it.
     """
-    if final.exists() and not replace:
+    there = final.exists()
+    if there and not replace:
         raise StoreError(f"{final} exists already: a published mosaic is never replaced. Remove it first")
-    for torn in work.rglob("*.partial"):
+    for torn in () if fresh else work.rglob("*.partial"):
         torn.unlink()
     with writing(final):
         final.parent.mkdir(parents=True, exist_ok=True)
         old = replaced(final)
-        if final.exists():
+        if there:
             remove(old)
             final.rename(old)
         work.rename(final)
@@ -437,22 +449,34 @@ def _attributes(plan: Plan) -> dict[str, Any]:
             "plan_digest": plan.digest,
             "model": {"name": card.name, "digest": card.digest},
             "mask": plan.mask.model_dump(mode="json"),
-            "resolution": str(card.resolution) if card.resolution else "native",
+            "resolution": _resolution(plan),
             "codes": {"failed": mask_codes(plan.classes).failed, "no_data": mask_codes(plan.classes).no_data},
             "levels": count,
         },
     }
 
 
+def _resolution(plan: Plan) -> dict[str, Any]:
+    """Size of a working pixel, and where it comes from."""
+    grid, source = plan.grid, plan.read.source
+    size = grid.pixel_size_m
+    return {
+        "pixel_size_um": None if size is None else [size[1] * 1e6, size[0] * 1e6],
+        "from": source.pixel_size_from or ("georeference" if size else None),
+        "native_pixels": [grid.scale_col, grid.scale_row],
+        "level": grid.level,
+        "resampled": not grid.as_stored,
+        "icc": "srgb" if plan.read.srgb else "none",
+    }
+
+
 def _ome(plan: Plan, count: int) -> dict[str, Any]:
     """OME-NGFF 0.5 multiscales and image-label; scale is positive, pixel centres shift by (2^n - 1) / 2 pixels."""
     grid = plan.grid
-    unit = None
-    pixel = (1.0, 1.0)
-    if grid.transform is not None and plan.read.source.pixel_size_m is not None:
-        unit = "meter"
-        rows_m, cols_m = plan.read.source.pixel_size_m
-        pixel = (rows_m * grid.scale_row, cols_m * grid.scale_col)
+    unit, pixel = None, (1.0, 1.0)
+    if grid.pixel_size_m is not None:
+        unit, per_metre = ("micrometer", 1e6) if grid.transform is None else ("meter", 1.0)
+        pixel = (grid.pixel_size_m[0] * per_metre, grid.pixel_size_m[1] * per_metre)
     datasets = [
         {
             "path": f"{level}/mask",

@@ -23,10 +23,11 @@ from pipeline.lock import holding
 from pipeline.overview import draw_overview
 from pipeline.process import failed_image, portions, process_images, refused_image
 from pipeline.report import write_report
-from pipeline.report.contract import ImageResult, ModelFacts, RunReport
+from pipeline.report.contract import ImageResult, RunReport
 from pipeline.report.evaluation import NO_BASELINE, evaluate, refuse
 from pipeline.report.history import Baseline, baseline_of, mend, note_run
 from pipeline.report.quicklook import take_over
+from pipeline.report.signals import model_facts
 from pipeline.shop import Progress, Shop
 from pipeline.survey import Division, Planned, Survey, space_problem, survey
 
@@ -120,7 +121,7 @@ def open_night(
     started = dt.datetime.now(dt.UTC)
     run_id = f"{started:%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
     with ExitStack() as stack:
-        found = survey(config, part)
+        found = survey(config, part, keep=True)
         if not found.planned and part is None:
             reasons = "\n".join(f"  {r.image.uri}: {r.error}" for r in found.refused[:10])
             raise PlanError(f"none of {len(found.refused)} images can be segmented:\n{reasons}")
@@ -131,7 +132,7 @@ def open_night(
         ledger = stack.enter_context(Ledger(home / "ledger.sqlite"))
         mend(home, config.output / "runs", str(part) if part else None, progress.say)
         baseline = baseline_of(config, home)
-        before, now = earlier(ledger, config.name), look(found.images, run_id)
+        before, now = earlier(ledger, config.name), look(found, run_id)
         workers = stack.enter_context(open_workers(config.cluster))
         stack.enter_context(stopping_on_signals(workers.stop))
         progress.say(f"{len(found.planned)} images, {found.pixels / 1e6:,.0f} Mpx, on {workers.description}")
@@ -222,11 +223,10 @@ def _report(night: Night, images: list[ImageResult]) -> RunReport:
         command=night.command,
         software=software(),
         workers=night.shop.workers.description,
+        processes=night.shop.workers.count,
         config=facts,
         config_digest=digest_of(facts)[:16],
-        model=ModelFacts(
-            name=card.name, digest=card.digest[:16], path=str(config.model.path), licence=card.licence, training=card.training
-        ),
+        model=model_facts(card, config.model.path),
         classes=card.classes,
         background=background(card.classes),
         images=images,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,9 @@ from numpy.typing import NDArray
 
 from pipeline import mosaic
 from pipeline.alignment import TruthSpec
+from pipeline.areas import open_area
 from pipeline.grid import Window
-from pipeline.image import WorkingGrid
+from pipeline.image import WorkingGrid, from_level, level_shapes
 from pipeline.plan import Plan
 from pipeline.report.quicklook import percentile_stretch, quicklook_pngs, save_quicklook
 from pipeline.sources import open_source
@@ -26,7 +28,8 @@ def draw_overview(plan: Plan, store: str, truth: TruthSpec | None, run_folder: s
     data, valid = _pixels(plan, grid)
     mask = _mask(Path(store), plan, grid)
     reference = None if truth is None else _reference(truth, plan, grid)
-    pictures = quicklook_pngs(percentile_stretch(data, valid), valid, mask, reference, plan.card.classes)
+    looked_at = _looked_at(plan, grid)
+    pictures = quicklook_pngs(percentile_stretch(data, valid), valid, mask, reference, plan.card.classes, looked_at)
     return save_quicklook(pictures, Path(run_folder), plan.image.id)
 
 
@@ -49,8 +52,9 @@ def _pixels(plan: Plan, grid: WorkingGrid) -> tuple[NDArray[np.generic], NDArray
     source = plan.read.source
     data = np.zeros((len(plan.read.bands), *grid.shape), source.dtype)
     valid = np.zeros(grid.shape, bool)
+    grid = from_level(source, grid)
     with open_source(plan.read.model_copy(update={"grid": grid})) as image:
-        for strip in _strips(grid, source.width * grid.scale_row):
+        for strip in _strips(grid, level_shapes(source)[grid.level][1] * grid.step_row):
             rows, cols = strip.slices
             pixels = image.read(strip)
             data[:, rows, cols], valid[rows, cols] = pixels.data, pixels.valid
@@ -65,6 +69,15 @@ def _mask(store: Path, plan: Plan, grid: WorkingGrid) -> NDArray[np.unsignedinte
     rows, cols = _centres(grid.height, height), _centres(grid.width, width)
     labels = mosaic.read(store, Window(0, 0, height, width), level)
     return labels[np.ix_(rows, cols)]
+
+
+def _looked_at(plan: Plan, grid: WorkingGrid) -> NDArray[np.bool_] | None:
+    """(h, w) on `grid`: True is looked at; None where all of the image is."""
+    area = plan.area and plan.area.coarser(plan.grid.height / grid.height, plan.grid.width / grid.width)
+    small = plan.model_copy(update={"read": plan.read.model_copy(update={"grid": grid}), "area": area})
+    with ExitStack() as stack:
+        opened = open_area(small)
+        return None if opened is None else stack.enter_context(opened).read(Window(0, 0, *grid.shape))
 
 
 def _reference(truth: TruthSpec, plan: Plan, grid: WorkingGrid) -> NDArray[np.unsignedinteger]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline import mosaic
 from pipeline.grid import Block, Window
@@ -28,7 +30,9 @@ class Part(Frozen):
     """Its window of the image."""
     tiles: int = 0
     edge_disagreement: tuple[tuple[int, int], ...] | None = None
-    """As in the record of a block."""
+    """As in the record of a block, as are the next two."""
+    band_px: tuple[tuple[int, ...], ...] | None = None
+    device_seconds: float | None = None
     error: str | None = None
     """Why some of it, or with no tile all of it, is failed."""
 
@@ -70,8 +74,15 @@ def predict_part(job: Job, part: Part) -> Part:
         with draft.open("wb") as file:
             np.savez(file, labels=result.labels, confidence=confidence)
         draft.replace(aside)
-    compared = None if result.disagreement is None else pairs(result.disagreement)
-    return part.model_copy(update={"tiles": result.tiles, "error": result.error, "edge_disagreement": compared})
+    return part.model_copy(
+        update={
+            "tiles": result.tiles,
+            "error": result.error,
+            "edge_disagreement": None if result.disagreement is None else pairs(result.disagreement),
+            "band_px": None if result.samples is None else tuple(map(tuple, result.samples.tolist())),
+            "device_seconds": result.device_seconds,
+        }
+    )
 
 
 def join_parts(job: Job, block: Block, parts: tuple[Part, ...]) -> BlockRecord:
@@ -88,9 +99,15 @@ def join_parts(job: Job, block: Block, parts: tuple[Part, ...]) -> BlockRecord:
             if whole.confidence is not None:
                 whole.confidence[inside] = kept["confidence"]
     error = next((part.error for part in parts if part.error), None)
-    compared = [part.edge_disagreement for part in parts if part.edge_disagreement is not None]
-    disagreement = np.sum(compared, axis=0) if compared else None
-    result = CoreLabels(whole.labels, whole.confidence, sum(part.tiles for part in parts), error, disagreement)
+    result = CoreLabels(
+        whole.labels,
+        whole.confidence,
+        sum(part.tiles for part in parts),
+        error,
+        _sum([part.edge_disagreement for part in parts if part.edge_disagreement is not None]),
+        _sum([part.band_px for part in parts if part.band_px is not None]),
+        sum(known) if (known := [part.device_seconds for part in parts if part.device_seconds is not None]) else None,
+    )
     record = write_core(job, block, result, started)
     for part in parts:
         _aside(job, part).unlink(missing_ok=True)
@@ -100,6 +117,10 @@ def join_parts(job: Job, block: Block, parts: tuple[Part, ...]) -> BlockRecord:
 def sweep(store: Path) -> None:
     """Throw away what parts have left beside the mosaic at `store`."""
     shutil.rmtree(_folder(store), ignore_errors=True)
+
+
+def _sum(counts: Sequence[tuple[tuple[int, ...], ...]]) -> NDArray[np.int64] | None:
+    return np.sum(counts, axis=0, dtype=np.int64) if counts else None
 
 
 def _aside(job: Job, part: Part) -> Path:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil, gcd
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 
 from pipeline import __version__
-from pipeline.card import ClassInfo, ModelCard, digest_of
+from pipeline.alignment import MaskFacts, TruthSpec
+from pipeline.card import ModelCard, digest_of
 from pipeline.codes import mask_codes
 from pipeline.config import Config, TilingConfig
 from pipeline.errors import PlanError
-from pipeline.grid import Block, Lattice, blocks
-from pipeline.image import Frozen, ImageSpec, Resolution, SourceInfo, WorkingGrid, working_grid
+from pipeline.grid import Block, Lattice, Window, blocks
+from pipeline.image import METRES, Frozen, ImageSpec, Resolution, SourceInfo, WorkingGrid, level_shapes, working_grid
+from pipeline.tissue import TissueMap
 
 MIB = 1024**2
 REDUNDANCY_TARGET = 0.05
@@ -26,6 +28,11 @@ PROCESS_BYTES, TORCH_BYTES = 150 * MIB, 840 * MIB
 """Resident memory of a worker with rasterio, zarr and dask imported, and what torch and numba add (measured)."""
 LABELS_SHARE, CONFIDENCE_SHARE = 0.2, 0.8
 """What labels and confidence take on disk, as a share of their bytes in memory."""
+SLIDE_CACHE_BYTES = 64 * MIB
+"""What OpenSlide may keep of decoded tiles, in each process, for all of its slides."""
+SLIDE_STRIP_BYTES = 150 * MIB
+"""The library, and what is on its way from it: 4 Mpx of four bytes as it has them, as Pillow does, and laid on the background
+(measured)."""
 GROUPS = 6
 """Groups of tiles, of at most `batch` each, that are cut ahead of the model or wait to be blended."""
 COARSEST_UPSAMPLING = 0.5
@@ -43,20 +50,8 @@ class ReadSpec(Frozen):
     nodata: tuple[float | None, ...]
     """Filling value of each of `bands`; used where `valid_from` is nodata."""
     grid: WorkingGrid
-
-
-class MaskFacts(Frozen):
-    """What must be known of a mask to score it."""
-
-    image: str
-    """URI of the image that it belongs to."""
-    model: str
-    """Name of the model that made it."""
-    classes: tuple[ClassInfo, ...]
-    """By code."""
-    grid: WorkingGrid
-    native_shape: tuple[int, int]
-    """(height, width) of the image before resampling."""
+    srgb: bool = False
+    """Whether a slide's colours are brought to sRGB by its own profile, where it has one."""
 
 
 class Plan(Frozen):
@@ -80,12 +75,23 @@ class Plan(Frozen):
     store_confidence: bool
     compiled: bool = False
     """Whether torch.compile makes the network into a program for the tile's shape."""
+    tissue: TissueMap | None = None
+    """Where tissue was found: all else is no data; None where it was not looked for."""
+    area: TruthSpec | None = None
+    """Polygons or a mask raster (`truth.plan_area`) outside of which all is no data; None without."""
 
     def __getstate__(self) -> dict[Any, Any]:
         """What travels: the fields, without what was computed from them."""
         state = super().__getstate__()
         fields = {name: value for name, value in state["__dict__"].items() if name in type(self).model_fields}
         return state | {"__dict__": fields}
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with other fields; what was computed from the old ones, such as the digest, is not taken along."""
+        copied = super().model_copy(update=update, deep=deep)
+        for name in copied.__dict__.keys() - type(self).model_fields.keys():
+            del copied.__dict__[name]
+        return copied
 
     @property
     def grid(self) -> WorkingGrid:
@@ -123,7 +129,7 @@ class Plan(Frozen):
         source = self.read.source
         facts = {
             "image": [source.uri, source.size_bytes, source.mtime_ns],
-            "read": self.read.model_dump(mode="json", exclude={"source": True, "grid": {"crs_wkt"}}),
+            "read": self.read.model_dump(mode="json", exclude={"source": True, "grid": {"crs_wkt", "pixel_size_m"}}),
             "model": self.card.digest,
             "classes": [[c.name, c.color] for c in self.card.classes],
             "tiling": [self.tile, self.overlap, self.blend, self.block_shape, self.chunk_shape],
@@ -131,12 +137,31 @@ class Plan(Frozen):
             "confidence": self.store_confidence,
             "major": __version__.split(".")[0],
         }
+        if self.tissue is not None or self.area is not None:
+            tissue = self.tissue and [self.tissue.height, self.tissue.width, self.tissue.bits]
+            facts["looked at"] = [tissue, self.area and self.area.digest]
         return digest_of(facts)[:16]
 
     @cached_property
     def tiles_predicted(self) -> int:
         """Tiles over all blocks; those on block borders count in each block that needs them."""
         return tiles_over_blocks(self.lattice, self.block_shape)
+
+    def holds_tissue(self, window: Window) -> bool:
+        """Whether a window is looked at, as far as the tissue map tells."""
+        return self.tissue is None or self.tissue.touches(window, self.grid.shape)
+
+    @cached_property
+    def tiles_with_tissue(self) -> int:
+        """Tiles of the lattice that the tissue map touches: about those that go through the model, for a drawn area at most."""
+        if self.tissue is None:
+            return self.lattice.tiles
+        inside = [(start, stop) for start, stop in self.lattice.row_spans]
+        return sum(
+            self.holds_tissue(Window(top, left, bottom - top, right - left))
+            for top, bottom in inside
+            for left, right in self.lattice.col_spans
+        )
 
     @property
     def redundancy(self) -> float:
@@ -184,6 +209,11 @@ class Memory:
         return self.process + self.model + self.reading + self.blending + self.labels
 
 
+def reader_bytes(source: SourceInfo) -> int:
+    """What the library that reads `source` keeps and needs in a worker."""
+    return SLIDE_CACHE_BYTES + SLIDE_STRIP_BYTES if source.reader == "slide" else gdal_cache_bytes(source)
+
+
 def gdal_cache_bytes(source: SourceInfo) -> int:
     """Size of GDAL's block cache that lets a strip be read without decoding a file block twice: two rows of file blocks
     of all bands, within 32 and 512 MiB."""
@@ -204,7 +234,7 @@ def peak_memory(plan: Plan, block_shape: tuple[int, int]) -> Memory:
     return Memory(
         process=PROCESS_BYTES + (0 if card.adapter == "threshold" else TORCH_BYTES),
         model=2 * card.weights_bytes + batch * (card.activation_bytes(tile) + tile * tile * (4 * bands + turned)),
-        reading=2 * strip + native_strip + gdal_cache_bytes(read.source) + GROUPS * batch * tile * tile * (bands * itemsize + 1),
+        reading=2 * strip + native_strip + reader_bytes(read.source) + GROUPS * batch * tile * tile * (bands * itemsize + 1),
         blending=min(tile, height) * width * scores + (batch + 2) * tile * tile * scores,
         labels=int(height * width * (label * (2 + 1 / 3) + 2 * plan.store_confidence)),
     )
@@ -337,25 +367,74 @@ def choose_grid(wanted: Resolution | Literal["card", "native"], source: SourceIn
     resolution = card.resolution if wanted == "card" else None if wanted == "native" else wanted
     grid = working_grid(source, resolution)
     if grid is None:
-        raise PlanError(
-            f"{source.uri} has no georeference, so that its pixels have no size in metres, and {resolution} was asked for "
-            f"(model {card.name!r}). Give resolution: {{size: N, unit: source-pixel}}, or resolution: native if its pixels fit"
-        )
+        assert resolution is not None
+        raise PlanError(_unsized(source, resolution, card))
     if min(grid.scale_row, grid.scale_col) < COARSEST_UPSAMPLING:
         raise PlanError(
-            f"{source.uri} has pixels of {source.pixel_size_m} m (row, column), asked for was {resolution}: enlarging more than "
-            f"{1 / COARSEST_UPSAMPLING:g}-fold would show the model detail that is not there. Choose a model for coarser imagery"
+            f"{source.uri} has pixels of {pixel_text(source.pixel_size_m)} (row, column), asked for was {resolution}: enlarging "
+            f"more than {1 / COARSEST_UPSAMPLING:g}-fold would show the model detail that is not there. Choose a model for "
+            "coarser imagery"
         )
     trained = card.resolution
-    if wanted != "card" and trained is not None and trained.unit == "metre" and source.pixel_size_m is not None:
-        scales = (grid.scale_row, grid.scale_col)
-        worked = tuple(scale * metres for scale, metres in zip(scales, source.pixel_size_m, strict=True))
-        if max(abs(w / trained.size - 1) for w in worked) > max(trained.tolerance, 0.01):
+    if wanted != "card" and trained is not None and trained.size_m is not None and grid.pixel_size_m is not None:
+        sizes = [size * METRES[trained.unit] for size in trained.accepted or (trained.size,)]
+        off = min(max(abs(worked / size - 1) for worked in grid.pixel_size_m) for size in sizes)
+        if off > max(trained.tolerance, 0.01):
             raise PlanError(
                 f"model {card.name!r} was trained at {trained} a pixel (within {trained.tolerance:.0%}); {source.uri} would be "
-                f"worked at {worked[0]:.3g} x {worked[1]:.3g} m: objects would have the wrong size. Set resolution: card"
+                f"worked at {pixel_text(grid.pixel_size_m)}: objects would have the wrong size. Set resolution: card"
             )
     return grid
+
+
+def _unsized(source: SourceInfo, resolution: Resolution, card: ModelCard) -> str:
+    """Why `source` cannot be worked at `resolution`, and what to do."""
+    asked = f"{resolution} a pixel was asked for (model {card.name!r})"
+    if source.pixel_size_m is not None:
+        rows, cols = source.pixel_size_m
+        sizes = ", ".join(
+            pixel_text((rows * source.height / height, cols * source.width / width)) for height, width in level_shapes(source)
+        )
+        return f"{source.uri} has levels of {sizes}, and {asked}: none of them is it. Give one size, to be resampled to"
+    if source.reader == "slide" or source.pixel_size_error or resolution.unit == "micrometre":
+        why = source.pixel_size_error or "neither a property nor a tag of it states one"
+        return (
+            f"{source.uri} has no known pixel size ({why}), and {asked}: objects would have a wrong size. State it in "
+            'micrometres, by pattern (archive.mpp: {"*.svs": 0.25}) or in a manifest column mpp; let archive.mpp_from_power '
+            "take it from the objective's power; or give resolution: native if its pixels fit"
+        )
+    return (
+        f"{source.uri} has no georeference, so that its pixels have no size in metres, and {asked}. Give resolution: {{size: N, "
+        "unit: source-pixel}, or resolution: native if its pixels fit"
+    )
+
+
+def read_as(plan: Plan) -> str | None:
+    """How a slide is read, or an image whose pixel size no georeference tells; None for all others."""
+    source, grid = plan.read.source, plan.grid
+    if source.reader != "slide" and source.pixel_size_from is None and source.pixel_size_error is None:
+        return None
+    told = [f"{source.driver} slide" if source.reader == "slide" else source.driver]
+    if source.pixel_size_m is not None:
+        told.append(f"pixels of {pixel_text(source.pixel_size_m)} ({source.pixel_size_from})")
+    else:
+        told.append(f"pixels of unknown size ({source.pixel_size_error or 'nothing states it'})")
+    if grid.as_stored:
+        told.append(f"worked at level {grid.level}" + (f", {pixel_text(grid.pixel_size_m)}" if grid.level else ""))
+    else:
+        told.append(f"worked at {pixel_text(grid.pixel_size_m)}, resampled from level {grid.level}")
+    if plan.read.srgb:
+        told.append("colours brought to sRGB by its ICC profile")
+    return "; ".join(told)
+
+
+def pixel_text(size_m: tuple[float, float] | None) -> str:
+    """Size (row, col) of a pixel in metres or micrometres, as a person reads it."""
+    if size_m is None:
+        return "unknown size"
+    unit, factor = ("µm", 1e6) if max(size_m) < 1e-3 else ("m", 1.0)
+    rows, cols = (f"{size * factor:.4g}" for size in size_m)
+    return f"{rows} {unit}" if rows == cols else f"{rows} x {cols} {unit}"
 
 
 def plan_image(config: Config, image: ImageSpec, source: SourceInfo, card: ModelCard, memory_bytes: int) -> Plan:
@@ -368,7 +447,8 @@ def plan_image(config: Config, image: ImageSpec, source: SourceInfo, card: Model
     bands = choose_bands(config.archive.bands, source, card)
     valid_from, nodata = choose_filling(config.archive.nodata, source, bands)
     grid = choose_grid(config.resolution, source, card)
-    read = ReadSpec(source=source, bands=bands, valid_from=valid_from, nodata=nodata, grid=grid)
+    srgb = source.has_icc_profile and config.archive.icc == "srgb"
+    read = ReadSpec(source=source, bands=bands, valid_from=valid_from, nodata=nodata, grid=grid, srgb=srgb)
     drafts = [
         (_draft(config, image, read, card, tile, overlap), seconds)
         for tile, overlap, seconds in tile_options(config.tiling, card, grid)

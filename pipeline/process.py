@@ -19,7 +19,7 @@ from pipeline.scoring import missed, score_image
 from pipeline.shop import Shop, work_path
 from pipeline.survey import Planned, Refused
 from pipeline.whole import summarise
-from pipeline.work import Job, cause, explain, fail_block, finish_mosaic, predict_block
+from pipeline.work import Job, cause, empty_block, explain, fail_block, finish_mosaic, predict_block
 
 PORTION = 250
 """Most images of one block that are worked through together."""
@@ -162,7 +162,8 @@ def _predict(shop: Shop, job: Job, todo: list[Block]) -> Iterator[BlockRecord]:
     """The records of `todo` as they finish. A block that workers died on is tried in parts; one that cannot be predicted is
     marked failed in the mosaic. ChangedError where the image is not the one that was planned."""
     faults = shop.config.faults
-    blocks = {f"{job.plan.digest}-{block.index}": block for block in todo}
+    yield from (empty_block(job.plan, block) for block in todo if not job.plan.holds_tissue(block.core))
+    blocks = {f"{job.plan.digest}-{block.index}": block for block in todo if job.plan.holds_tissue(block.core)}
     tasks = [(key, (job, block)) for key, block in blocks.items()]
     deadly: list[tuple[Block, Outcome[BlockRecord]]] = []
     for key, outcome in run_tasks(predict_block, tasks, shop.workers, faults.attempts, faults.deadline_s):

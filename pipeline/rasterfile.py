@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 import threading
 import warnings
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
@@ -23,12 +25,13 @@ from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
 from rasterio.features import rasterize
 from rasterio.io import DatasetReader
+from rasterio.shutil import copy as copy_raster
 from rasterio.warp import transform as reproject_points
 from rasterio.windows import Window as RasterioWindow
 
-from pipeline.errors import ChangedError, SourceError
+from pipeline.errors import OutputError, SourceError
 from pipeline.grid import Window
-from pipeline.image import Affine6, SourceInfo
+from pipeline.image import Affine6, SourceInfo, check_identity
 from pipeline.plan import MIB, gdal_cache_bytes
 
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
@@ -44,8 +47,13 @@ LARGEST_FILE_BLOCK = 512 * MIB
 """The most that decoding one block of a file may take: what the memory plan reckons with."""
 MOST_SAMPLES = 10**14
 """Width x height x bands above which a header is taken for damaged."""
+EXPORT_CACHE_BYTES = 64 * MIB
+"""GDAL's block cache while a raster is exported."""
 MERCATOR_SLACK = 0.01
 """Projections whose scale at the image's centre is off by more than this are corrected to ground metres."""
+
+OME_UNITS = {"m": 1.0, "cm": 1e-2, "mm": 1e-3, "µm": 1e-6, "&#181;m": 1e-6, "&#xB5;m": 1e-6, "nm": 1e-9}
+"""Units of length in OME-XML -> metres."""
 
 _OPTIONS = {
     "GDAL_NUM_THREADS": "1",  # threads belong to the driver of the workers
@@ -58,13 +66,9 @@ _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 def check_unchanged(source: SourceInfo) -> None:
     """ChangedError where the file is gone, or its size or time of change are not those of `source`."""
     if not Path(source.uri).exists():
-        raise ChangedError(f"{source.uri} has vanished since it was planned: what was read so far is no whole image")
+        check_identity(source, None)
     status = local_path(source.uri).stat()
-    if (status.st_size, status.st_mtime_ns) != (source.size_bytes, source.mtime_ns):
-        raise ChangedError(
-            f"{source.uri} is not the file that was planned: {status.st_size} bytes of {status.st_mtime_ns} ns, planned "
-            f"were {source.size_bytes} of {source.mtime_ns}. Its mask would mix two images; run again to plan it anew"
-        )
+    check_identity(source, (status.st_size, status.st_mtime_ns))
 
 
 class RasterFile:
@@ -153,12 +157,15 @@ class RasterFile:
         return valid
 
 
-def describe(uri: str) -> SourceInfo:
-    """What the header of the file at the absolute path `uri` says; reads no pixel. SourceError where it cannot be used."""
+def describe(uri: str, mpp: tuple[float, float] | None = None) -> SourceInfo:
+    """What the header of the file at the absolute path `uri` says; reads no pixel. SourceError where it cannot be used.
+
+    `mpp` (row, col) states the size of its pixels in micrometres, where it has no georeference.
+    """
     path = local_path(uri)
     with _opened(path) as dataset, _gdal():
         try:
-            return _facts(path, dataset)
+            return _sized(_facts(path, dataset), dataset, mpp)
         except _GDAL_ERRORS as e:
             raise SourceError(f"{uri}: its header cannot be read: {e}. Check the file with `rio info`, or leave it out") from e
 
@@ -264,6 +271,53 @@ def _facts(path: Path, dataset: DatasetReader) -> SourceInfo:
         transform=transform,
         pixel_size_m=None if crs is None or transform is None else pixel_size_m(crs, transform, height, width),
     )
+
+
+def _sized(info: SourceInfo, dataset: DatasetReader, mpp: tuple[float, float] | None) -> SourceInfo:
+    """`info` with the size of its pixels as it is stated, or as the header of an OME-TIFF says."""
+    ome = OmePixels.of(dataset.tags().get("TIFFTAG_IMAGEDESCRIPTION", ""))
+    if ome is not None and ome.planes > len(info.band_indexes):
+        raise SourceError(
+            f"{info.uri} is an OME-TIFF of {ome.planes} planes (channels, depths, times), each a picture of its own, of which "
+            f"{len(info.band_indexes)} would be seen. Write its channels as samples of one picture (axes YXS or YXC, interleaved)"
+        )
+    if mpp is not None and info.crs_wkt is not None:
+        raise SourceError(
+            f"{info.uri} has a georeference, and {mpp[0]:g} x {mpp[1]:g} µm a pixel are stated for it: one of them is wrong. "
+            "Correct archive.mpp, or the manifest's column mpp"
+        )
+    if mpp is not None:
+        return info.model_copy(update={"pixel_size_m": (mpp[0] * 1e-6, mpp[1] * 1e-6), "pixel_size_from": "stated"})
+    if ome is not None and ome.size_m is not None and info.crs_wkt is None:
+        return info.model_copy(update={"pixel_size_m": ome.size_m, "pixel_size_from": "OME PhysicalSizeX"})
+    return info
+
+
+@dataclass(frozen=True, slots=True)
+class OmePixels:
+    """What the OME-XML in a TIFF's description says of its first picture."""
+
+    planes: int
+    """Channels x depths x times, less what interleaved samples hold."""
+    size_m: tuple[float, float] | None
+    """(row, col) of a pixel in metres; None where it is not stated."""
+
+    @staticmethod
+    def of(description: str) -> OmePixels | None:
+        """From a description; None where it is no OME-XML."""
+        tag = re.search(r"<(?:\w+:)?Pixels\b[^>]*>", description[:200_000]) if "<OME" in description[:2000] else None
+        if tag is None:
+            return None
+        said = dict(re.findall(r'(\w+)="([^"]*)"', tag[0]))
+        try:
+            counts = [int(said.get(f"Size{axis}", "1")) for axis in "CZT"]
+            units = [OME_UNITS[said.get(f"PhysicalSize{axis}Unit", "µm")] for axis in "YX"]
+            sizes = [float(said[f"PhysicalSize{axis}"]) * unit for axis, unit in zip("YX", units, strict=True)]
+        except (KeyError, ValueError):
+            sizes = []
+            counts = [1]
+        size = (sizes[0], sizes[1]) if sizes and min(sizes) > 0 else None
+        return OmePixels(math.prod(counts), size)
 
 
 def _band_names(dataset: DatasetReader, bands: tuple[int, ...]) -> tuple[str, ...]:
@@ -420,6 +474,68 @@ def write(
     draft.replace(path)
 
 
+def write_tiled(
+    path: Path, shape: tuple[int, int], dtype: str, tile: int, pieces: Iterable[tuple[Window, NDArray[np.unsignedinteger]]]
+) -> None:
+    """Write one band of `shape` (height, width) to a GeoTIFF without georeference, piece by piece; pieces consist of whole tiles.
+
+    OutputError where GDAL cannot write.
+    """
+    with (
+        _written(path),
+        rasterio.open(
+            path,
+            "w",
+            driver="GTiff",
+            count=1,
+            height=shape[0],
+            width=shape[1],
+            dtype=dtype,
+            tiled=True,
+            blockxsize=tile,
+            blockysize=tile,
+            compress="zstd",
+            zstd_level=1,
+            BIGTIFF="IF_SAFER",
+        ) as file,
+    ):
+        for window, samples in pieces:
+            file.write(samples, 1, window=RasterioWindow(window.col, window.row, window.width, window.height))
+
+
+def copy_as_cog(source: Path, path: Path, tile: int) -> None:
+    """Write the raster `source`, a VRT of our own, and the overviews that it has to `path` as a Cloud Optimized GeoTIFF.
+
+    OutputError where GDAL cannot write.
+    """
+    with _written(path):
+        copy_raster(
+            source,
+            path,
+            driver="COG",
+            compress="DEFLATE",
+            blocksize=tile,
+            overviews="FORCE_USE_EXISTING",
+            bigtiff="IF_SAFER",
+            num_threads="ALL_CPUS",
+        )
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[None]:
+    """A small block cache while `path` is written, and OutputError where it cannot be."""
+    _share_cache(EXPORT_CACHE_BYTES)
+    try:
+        with _gdal():
+            yield
+    except _GDAL_ERRORS as e:
+        raise OutputError(
+            f"{path.name} could not be written: {e.__cause__ or e}. Make room in {path.parent}, then try again"
+        ) from e
+    finally:
+        _share_cache(-EXPORT_CACHE_BYTES)
+
+
 def read_all(path: Path) -> NDArray[Any]:
     """All samples (bands, h, w) of a small raster."""
     with _gdal(), _opened(path) as dataset:
@@ -445,6 +561,12 @@ def crs_of(text: str) -> str:
         return wkt2(CRS.from_user_input(text).to_wkt())
     except (*_GDAL_ERRORS, ValueError) as e:
         raise SourceError(f"coordinate system {text[:200]!r} is not understood: {e}. Name one such as EPSG:32637") from e
+
+
+def projjson(crs_wkt: str) -> dict[str, Any]:
+    """A coordinate system as PROJJSON."""
+    document: dict[str, Any] = CRS.from_wkt(crs_wkt).to_dict(projjson=True)
+    return document
 
 
 def is_geographic(crs_wkt: str) -> bool:

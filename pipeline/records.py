@@ -15,6 +15,10 @@ PREDICT, SEGMENT = "predict", "segment"
 """What the ledger calls the prediction of a block, and the finished mask of an image."""
 
 
+CONFIDENCE_STEPS = 64
+"""Steps of the confidence, from 0 to 1, by which pixels are counted in a block."""
+
+
 class ShardRecord(Frozen):
     """A file of a mosaic, as it was written."""
 
@@ -42,10 +46,16 @@ class BlockRecord(Frozen):
     edge_disagreement: tuple[tuple[int, int], ...] | None = None
     """By distance to the border of a tile (`edges.Disagreement`): (differing, equal) pixels of overlaps that were compared.
     None where tiles were not compared."""
+    band_px: tuple[tuple[int, ...], ...] | None = None
+    """By band: samples in the bins of `statistics.samples`, of every fourth row and column. None where nothing was read."""
+    confidence_px: tuple[int, ...] | None = None
+    """Pixels that have a class by confidence, in CONFIDENCE_STEPS equal steps from 0 to 1. None where it is not stored."""
     shards: tuple[ShardRecord, ...] = ()
     """The files that were written; a shard that holds nothing but fill is no file."""
     seconds: float = 0.0
     """Time on the worker."""
+    device_seconds: float | None = None
+    """Of these, how long a GPU computed for it; None without one."""
     load_seconds: float = 0.0
     """Of these, until the model was loaded; about 0 for all but a worker's first block."""
     attempt: int = 1

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.alignment import TruthSpec
+from pipeline.alignment import MaskFacts, TruthSpec
 from pipeline.cluster import Workers, run_tasks
 from pipeline.finished import read_record, write_record
 from pipeline.grid import Block, blocks
 from pipeline.measures import measures_of, measures_without_plan
-from pipeline.plan import MaskFacts, Plan
+from pipeline.plan import Plan
 from pipeline.records import BlockScore, ImageScore, score_task, sum_scores
 from pipeline.report.contract import ImageResult
 from pipeline.shop import Shop
@@ -63,7 +63,7 @@ def score_image(shop: Shop, plan: Plan, result: ImageResult, store: Path, truth:
 def missed(shop: Shop, result: ImageResult, mask: MaskFacts, truth: TruthSpec, plan: Plan | None = None) -> ImageResult:
     """`result`, of a failed image, with every labelled pixel a miss. The next run tries it again: the ledger keeps nothing."""
     scoring = shop.config.scoring
-    measures = measures_without_plan(scoring, truth) if plan is None else measures_of(scoring, plan)
+    measures = measures_without_plan(scoring, mask) if plan is None else measures_of(scoring, plan)
     job = ScoreJob(store=None, mask=mask, truth=truth, measures=measures)
     parts = blocks(*mask.grid.shape, SCORE_BLOCK, SCORE_BLOCK)
     scores, error = score_mask(job, parts, shop.workers, f"{result.id}-{truth.digest[:8]}-failed")

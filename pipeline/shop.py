@@ -42,6 +42,10 @@ class Shop:
         """Where the mask of a plan is published; the digest names what made it."""
         return mask_path(self.config.output, plan)
 
+    def mask_name(self, plan: Plan) -> str:
+        """The same, inside the output folder."""
+        return f"masks/{plan.image.id}/{plan.digest}.zarr"
+
     def job(self, plan: Plan, work: Path) -> Job:
         """What workers must know to predict the blocks of a plan into the unfinished mosaic at `work`."""
         model = self.config.model

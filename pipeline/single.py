@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import mosaic
+from pipeline.archive import completed
+from pipeline.areas import with_area
 from pipeline.card import background, digest_of, read_card
 from pipeline.cluster import Workers, memory_per_worker, open_workers, stopping_on_signals
 from pipeline.config import ClusterConfig, Config, ScoringConfig, TruthConfig
@@ -29,7 +31,7 @@ from pipeline.report.contract import ImageResult, ModelFacts, RunReport
 from pipeline.report.evaluation import evaluate
 from pipeline.scoring import SCORE_BLOCK, score_fields, score_mask, unknown_problem
 from pipeline.shop import Progress, Shop
-from pipeline.sources import describe
+from pipeline.sources import describe_image
 from pipeline.truth import plan_labels
 from pipeline.work import ScoreJob
 
@@ -50,14 +52,15 @@ class Segmented:
 
 
 def segment_one(config: Config, image: Path, out: Path, progress: Progress) -> Segmented:
-    """Segment `image` into a mosaic at `out`. Nothing of `config.archive` but bands and nodata counts.
+    """Segment `image` into a mosaic at `out`, read as `config.archive` says, whatever images that names.
 
     Killed, the same call goes on where it was: what is done is kept in a hidden ledger beside `out` until it is whole.
     """
     card = read_card(config.model.path)
     verify_weights(config.model.path, card)
-    spec = ImageSpec(uri=str(image.resolve()))
-    plan = plan_image(config, spec, describe(spec.uri), card, memory_per_worker(config.cluster))
+    spec = completed(ImageSpec(uri=str(image.resolve())), config)
+    plan = plan_image(config, spec, describe_image(config.archive, spec), card, memory_per_worker(config.cluster))
+    plan = with_area(plan, config.archive.tissue, out.parent, keep=False)
     progress.expect(plan.grid.height * plan.grid.width)
     out.parent.mkdir(parents=True, exist_ok=True)
     path = out.with_name(f".{out.name}.ledger.sqlite")
@@ -95,7 +98,7 @@ def evaluate_one(
     mask, digest = mosaic.facts(store)
     truth = plan_labels(config, str(truth_path.resolve()), mask)
     known = _finished(store, digest)
-    measures = measures_without_plan(scoring, truth) if known is None else measures_of(scoring, known.plan)
+    measures = measures_without_plan(scoring, mask) if known is None else measures_of(scoring, known.plan)
     started = dt.datetime.now(dt.UTC)
     with open_workers(cluster) as workers:
         parts = blocks(*mask.grid.shape, SCORE_BLOCK, SCORE_BLOCK)

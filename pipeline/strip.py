@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from types import TracebackType
@@ -12,6 +12,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.areas import Area, open_area
 from pipeline.errors import SourceError
 from pipeline.grid import Window
 from pipeline.models.predictor import Predictor, TileGroup
@@ -20,6 +21,8 @@ from pipeline.sources import Pixels, Source
 
 Expect = Callable[[Window, NDArray[np.bool_], NDArray[np.bool_] | None], None]
 """Who is told which pixels of a window are real, and which could not be read: see `pipeline.blend.Blending.expect`."""
+Look = Callable[[Window, NDArray[np.generic], NDArray[np.bool_]], None]
+"""Who is shown the samples (bands, h, w) of a window inside the core, and which of its pixels are real; each pixel once."""
 AHEAD = 2
 """Groups of tiles that wait ready."""
 
@@ -30,8 +33,16 @@ _READERS = ThreadPoolExecutor(64, thread_name_prefix="read-ahead")
 class ReadAhead:
     """The groups of tiles that speak for a core, row by row; read and cut in a thread that ends with the context."""
 
-    def __init__(self, plan: Plan, predictor: Predictor, open_: Callable[[], Source], core: Window, expect: Expect) -> None:
-        self._plan, self._predictor, self._core, self._expect = plan, predictor, core, expect
+    def __init__(
+        self,
+        plan: Plan,
+        predictor: Predictor,
+        open_: Callable[[], Source],
+        core: Window,
+        expect: Expect,
+        look: Look | None = None,
+    ) -> None:
+        self._plan, self._predictor, self._core, self._expect, self._look = plan, predictor, core, expect, look
         self._rows, self._cols = plan.lattice.touching(core)
         self._strip = Strip(plan, open_, self._cols)
         self._ready: SimpleQueue[TileGroup | BaseException | None] = SimpleQueue()
@@ -62,14 +73,17 @@ class ReadAhead:
         return item
 
     def __enter__(self) -> Self:
-        self._running = _READERS.submit(self._run)
+        if len(self._rows) * len(self._cols) <= self._predictor.group:
+            self._run()  # one group: nothing is predicted meanwhile
+        else:
+            self._running = _READERS.submit(self._run)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stopped = True
         self._slots.release()
-        assert self._running is not None
-        self._running.result()
+        if self._running is not None:
+            self._running.result()
 
     def _run(self) -> None:
         try:
@@ -88,6 +102,8 @@ class ReadAhead:
             seen = within(fresh, core)
             if seen is not None:
                 self._expect(seen, strip.valid_at(seen), strip.failed_at(seen))
+                if self._look is not None:
+                    self._look(seen, strip.data_at(seen), strip.valid_at(seen))
             for col in self._cols:
                 place = len(group.places)
                 if strip.fill(col, core, group.data[place], group.valid[place]):
@@ -123,19 +139,23 @@ class Strip:
     |  kept from above   |
     |--------------------|  <- end of the last row of tiles
     |  read now          |
+
+    Where only an area is looked at, what no tile around a part of it needs is not read.
     """
 
     def __init__(self, plan: Plan, open_: Callable[[], Source], cols: list[int]) -> None:
         grid, side = plan.grid, plan.tile
         self._open = open_
         self._source: Source | None = None
-        self._height, self._side = grid.height, side
+        self._height, self._image_width, self._side = grid.height, grid.width, side
         self._left, right = cols[0], min(cols[-1] + side, grid.width)
         self._width = right - self._left
         self._top = self._stop = 0
         shape = (min(side, grid.height), self._width)
         self._data = np.zeros((len(plan.read.bands), *shape), plan.read.source.dtype)
         self._valid = np.zeros(shape, bool)
+        self._area = open_area(plan)
+        self._wanted = self._valid if self._area is None else np.zeros(shape, bool)
         self._failed: NDArray[np.bool_] | None = None
         self.error: str | None = None
 
@@ -145,17 +165,27 @@ class Strip:
         kept = max(0, self._stop - row)
         if kept:
             offset = row - self._top
-            for array in (self._data, self._valid, self._failed):
+            wanted = None if self._area is None else self._wanted
+            for array in (self._data, self._valid, self._failed, wanted):
                 if array is not None:
                     array[..., :kept, :] = array[..., offset : offset + kept, :].copy()
         fresh = Window(row + kept, self._left, stop - row - kept, self._width)
         self._top, self._stop = row, stop
-        self._read(fresh)
+        if self._failed is not None:
+            self._failed[self._inside(fresh)] = False
+        if self._area is None:
+            self._read(fresh)
+        else:
+            self._read_area(fresh, self._area)
         return fresh
 
+    def data_at(self, window: Window) -> NDArray[np.generic]:
+        """Samples (bands, h, w) of a window inside the strip."""
+        return self._data[:, *self._inside(window)]
+
     def valid_at(self, window: Window) -> NDArray[np.bool_]:
-        """Validity (h, w) of a window inside the strip."""
-        return self._valid[self._inside(window)]
+        """(h, w) of a window inside the strip: True is real and looked at."""
+        return self._wanted[self._inside(window)]
 
     def failed_at(self, window: Window) -> NDArray[np.bool_] | None:
         """Which pixels of a window inside the strip could not be read; None where all could."""
@@ -178,7 +208,12 @@ class Strip:
         return True
 
     def close(self) -> None:
-        """Close the image."""
+        """Close the image and its area."""
+        self._close_source()
+        if self._area is not None:
+            self._area.close()
+
+    def _close_source(self) -> None:
         if self._source is not None:
             self._source.close()
             self._source = None
@@ -190,8 +225,6 @@ class Strip:
     def _read(self, window: Window) -> None:
         """Read `window` into the strip. What fails is tried again on a fresh handle, then tile by tile; the pixels of
         the pieces that still fail are noted as failed and as not valid."""
-        if self._failed is not None:
-            self._failed[self._inside(window)] = False
         try:
             self._put(window, self._twice(window))
         except SourceError:
@@ -202,12 +235,40 @@ class Strip:
                 except SourceError as e:
                     self._lose(piece, e)
 
+    def _read_area(self, window: Window, area: Area) -> None:
+        """Read those parts of `window` that a tile with something to look at may need, and note what is looked at.
+
+        Such a tile is less than its side away from what is looked at, in each direction. All of its pixels are read, also
+        those outside of the area: the model sees tissue in its surroundings.
+        """
+        rows, cols = self._inside(window)
+        self._data[:, rows, cols], self._valid[rows, cols] = 0, False
+        around = self._wider(window)
+        looked_at = area.read(around).any(axis=0)
+        step = self._side
+        starts = range(window.col // step * step, window.col_stop, step)
+        reach = [(max(0, col - step - around.col), max(0, col + 2 * step - around.col)) for col in starts]
+        near = [bool(looked_at[first:stop].any()) for first, stop in reach]
+        for col, stop in runs(near, starts, step):
+            left, right = max(col, window.col), min(stop, window.col_stop)
+            self._read(Window(window.row, left, window.height, right - left))
+        inside = area.read(window)
+        self._wanted[rows, cols] = self._valid[rows, cols] & inside
+        if self._failed is not None:
+            self._failed[rows, cols] &= inside
+
+    def _wider(self, window: Window) -> Window:
+        """All that is less than a tile away from `window`."""
+        side = self._side
+        wide = Window(window.row - side, window.col - side, window.height + 2 * side, window.width + 2 * side)
+        return wide.clip(self._height, self._image_width)
+
     def _twice(self, window: Window) -> Pixels:
         """The pixels of `window`; a damaged handle is replaced once."""
         try:
             return self._once(window)
         except SourceError:
-            self.close()
+            self._close_source()
             return self._once(window)
 
     def _once(self, window: Window) -> Pixels:
@@ -230,6 +291,19 @@ class Strip:
         if self.error is None:
             where = f"rows {window.row}-{window.row_stop - 1}, columns {window.col}-{window.col_stop - 1}"
             self.error = f"{where} could not be read: {error}"
+
+
+def runs(flags: list[bool], starts: range, step: int) -> Iterator[tuple[int, int]]:
+    """(start, stop) of each run of neighbouring pieces whose flag is set; piece i is [starts[i], starts[i] + step)."""
+    first: int | None = None
+    for start, flag in zip(starts, flags, strict=True):
+        if flag and first is None:
+            first = start
+        if not flag and first is not None:
+            yield first, start
+            first = None
+    if first is not None:
+        yield first, starts[-1] + step
 
 
 def within(window: Window, core: Window) -> Window | None:

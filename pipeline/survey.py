@@ -8,16 +8,17 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.alignment import TruthSpec
+from pipeline.alignment import MaskFacts, TruthSpec
 from pipeline.archive import discover
+from pipeline.areas import with_area
 from pipeline.card import ModelCard, read_card
 from pipeline.cluster import memory_per_worker
 from pipeline.config import Config, TruthConfig
 from pipeline.errors import ConfigError, GigamaskError
 from pipeline.image import ImageSpec, WorkingGrid
 from pipeline.models import check_trusted, verify_weights
-from pipeline.plan import MaskFacts, Plan, plan_image
-from pipeline.sources import describe
+from pipeline.plan import Plan, plan_image
+from pipeline.sources import describe_image
 from pipeline.truth import describe_truth, plan_labels
 from pipeline.vectorfile import is_vector
 
@@ -98,8 +99,9 @@ def division(text: str) -> Division:
     return Division(int(match[1]), int(match[2]))
 
 
-def survey(config: Config, part: Division | None = None) -> Survey:
-    """Discover the archive, or a part of it, and plan each image: only headers are read, nothing is written.
+def survey(config: Config, part: Division | None = None, *, keep: bool = False) -> Survey:
+    """Discover the archive, or a part of it, and plan each image: only headers are read, and slides looked at from afar where
+    tissue is to be found. Nothing is written, but with `keep` the tissue that was found, so that it is found once.
 
     Raises what makes the whole run impossible (model, weights, archive); what concerns one image is kept with it.
     """
@@ -113,9 +115,10 @@ def survey(config: Config, part: Division | None = None) -> Survey:
         if part is not None and not part.holds(image):
             continue
         try:
-            plan = plan_image(config, image, describe(image.uri), card, memory)
+            plan = plan_image(config, image, describe_image(config.archive, image), card, memory)
+            plan = with_area(plan, config.archive.tissue, config.output / "tissue", keep=keep)
         except GigamaskError as e:
-            refused.append(Refused(image, str(e), *_missed(config.truth, image, card)))
+            refused.append(Refused(image, str(e), *_missed(config, image, card)))
             continue
         planned.append(Planned(plan, *survey_truth(config.truth, image.truth, plan.mask)))
     return Survey(config, card, memory, planned, refused)
@@ -156,15 +159,17 @@ def survey_truth(config: TruthConfig, uri: str | None, mask: MaskFacts) -> tuple
         return None, str(e)
 
 
-def _missed(config: TruthConfig, image: ImageSpec, card: ModelCard) -> tuple[MaskFacts | None, TruthSpec | None]:
+def _missed(config: Config, image: ImageSpec, card: ModelCard) -> tuple[MaskFacts | None, TruthSpec | None]:
     """What an image that cannot be segmented misses: its labels, where they can be read, on their own grid; polygons, which
     have none, on the image's."""
     if image.truth is None:
         return None, None
     try:
-        own = describe(image.uri) if is_vector(image.truth) else describe_truth(image.truth)
-        grid = WorkingGrid(height=own.height, width=own.width, crs_wkt=own.crs_wkt, transform=own.transform)
+        own = describe_image(config.archive, image) if is_vector(image.truth) else describe_truth(image.truth)
+        grid = WorkingGrid(
+            height=own.height, width=own.width, crs_wkt=own.crs_wkt, transform=own.transform, pixel_size_m=own.pixel_size_m
+        )
         mask = MaskFacts(image=image.uri, model=card.name, classes=card.classes, grid=grid, native_shape=(own.height, own.width))
-        return mask, plan_labels(config, image.truth, mask)
+        return mask, plan_labels(config.truth, image.truth, mask)
     except GigamaskError:
         return None, None

@@ -17,12 +17,16 @@ from pipeline.alignment import (
     PIXEL,
     Bounds,
     LayerInfo,
+    MaskFacts,
     Polygons,
     TruthSpec,
     beside,
     check_kinds,
     for_each_image,
+    in_pixels,
     inverse,
+    like_degrees,
+    plan_area_raster,
     plan_truth,
     polygon_codes,
     rest_code,
@@ -33,7 +37,6 @@ from pipeline.config import TruthConfig
 from pipeline.errors import ChangedError, PlanError, SourceError, TruthError
 from pipeline.grid import Window
 from pipeline.image import SourceInfo
-from pipeline.plan import MaskFacts
 
 STRIP_PIXELS = 1 << 22
 """Label pixels read at a time: memory that does not grow with the window."""
@@ -105,7 +108,8 @@ class RasterLabels:
         self._spec, self._source, self._classes = spec, source, classes
         self._codes = {**spec.codes, **dict.fromkeys(spec.ignore, classes)}
         dtype = np.dtype(source.dtype)
-        self._table = _table(self._codes, dtype, classes) if dtype.kind in "iu" and dtype.itemsize <= 2 else None
+        small = dtype.kind in "iu" and dtype.itemsize <= 2
+        self._table = _table(self._codes, spec.others, dtype, classes) if small else None
         try:
             self._file = rasterfile.RasterFile(source, source.band_indexes, source.valid_from, source.nodata)
         except (SourceError, ChangedError) as e:
@@ -155,15 +159,17 @@ class RasterLabels:
             return np.where(valid, codes.take(place), codes.dtype.type(self._classes))
         values, place, counts = np.unique(labels[valid], return_inverse=True, return_counts=True)
         broken = values[values != np.rint(values)] if labels.dtype.kind == "f" else values[:0]
-        if len(broken):
+        others = self._spec.others
+        if len(broken) and others is None:
             raise TruthError(
                 f"{self._source.uri} holds {broken[0]!s} among its labels, which is no whole number: it would be taken for "
                 "another class. Name a raster of class values"
             )
-        has_code = np.array([int(value) in self._codes for value in values], bool)
+        found = [self._codes.get(value, others) for value in values.tolist()]
+        has_code = np.array([code is not None for code in found], bool)
         _add(unknown, values[~has_code], counts[~has_code])
         result = np.full(labels.shape, self._classes, label_type(self._classes))
-        result[valid] = np.array([self._codes.get(int(value), self._classes) for value in values], result.dtype)[place]
+        result[valid] = np.array([self._classes if code is None else code for code in found], result.dtype)[place]
         return result
 
 
@@ -255,10 +261,13 @@ def plan_labels(config: TruthConfig, uri: str, mask: MaskFacts) -> TruthSpec:
 
     TruthError where they cannot be read, say nothing of this image, or what they say is not understood.
     """
-    area = None if config.area is None else _plan_area(config, config.area, mask)
+    area = None if config.area is None else _labelled_area(config, config.area, mask)
     if not vectorfile.is_vector(uri):
         return plan_truth(config, describe_truth(uri), mask).model_copy(update={"area": area})
-    layer = vectorfile.describe(uri, config.layer, config.field)
+    if config.mpp is not None:
+        raise TruthError(f"truth.mpp is for label rasters, and labels {uri} are polygons. Take it out, or name a raster")
+    own = vectorfile.own_field(uri, config.layer) if config.field is None and config.constant is None else None
+    layer = vectorfile.describe(uri, config.layer, config.field or own)
     buffer_m = config.buffer_m or 0.0
     check_kinds(layer, buffer_m)
     codes, rest = polygon_codes(config, layer, mask.classes), rest_code(config, mask.classes)
@@ -270,7 +279,29 @@ def plan_labels(config: TruthConfig, uri: str, mask: MaskFacts) -> TruthSpec:
     return TruthSpec(source=polygons, area=area)
 
 
-def _plan_area(config: TruthConfig, pattern: str, mask: MaskFacts) -> Polygons:
+def plan_area(uri: str, mask: MaskFacts) -> TruthSpec:
+    """How the area at the absolute path `uri` lies on the grid of `mask`: inside any polygon of a vector file, or where the one
+    band of a raster, at any resolution, is not 0.
+
+        with open_truth(plan_area(uri, mask), 2, *mask.grid.shape) as area:
+            inside = area.read(window).codes == 1  # (h, w): True is inside
+
+    Always with 2 classes: code 0 is outside, 1 inside, and 2 where a raster does not reach or has no data. TruthError where it
+    cannot be read or laid over the image, or no polygon reaches it.
+    """
+    try:
+        if not vectorfile.is_vector(uri):
+            return plan_area_raster(describe_truth(uri), mask)
+        layer = vectorfile.describe(uri)
+        check_kinds(layer, 0.0)
+        area = _lay(layer, {"": 1}, 0, mask, None, 0.0)
+        _check_reach(area, mask)
+    except TruthError as e:
+        raise TruthError(f"the area of {mask.image} cannot be told: {e}") from e
+    return TruthSpec(source=area)
+
+
+def _labelled_area(config: TruthConfig, pattern: str, mask: MaskFacts) -> Polygons:
     """The polygons in which labels were drawn."""
     path = beside(pattern, Path(mask.image)).absolute()
     if not path.is_file():
@@ -295,7 +326,7 @@ def _lay(
         stated_crs=stated_crs,
         buffer_m=buffer_m,
     )
-    if stated_crs != PIXEL:
+    if not in_pixels(layer, grid, stated_crs):
         text = stated_crs or layer.crs
         if text is None:
             raise TruthError(
@@ -317,11 +348,25 @@ def _lay(
     if grid.crs_wkt is not None and grid.transform is not None:
         size = rasterfile.ground_size(grid.crs_wkt, grid.transform, *grid.shape)
         polygons = polygons.model_copy(update={"pixel_size_m": size})
+    else:
+        polygons = polygons.model_copy(update={"pixel_size_m": grid.pixel_size_m})
+    _check_degrees(polygons, mask)
     if buffer_m and polygons.pixel_size_m is None:
         raise TruthError(
             f"truth.buffer_m: {mask.image} does not say how large its pixels are, so {buffer_m:g} m are no length in it"
         )
     return polygons
+
+
+def _check_degrees(polygons: Polygons, mask: MaskFacts) -> None:
+    """TruthError where coordinates that nobody called pixels span less than one: they are degrees."""
+    extent = polygons.layer.bounds
+    if extent is not None and like_degrees(polygons) and 0 < max(extent[2] - extent[0], extent[3] - extent[1]) < 1:
+        raise TruthError(
+            f"labels {polygons.uri} lie within {_bounds_text(extent)}: in pixels of {mask.image}, which has no georeference, "
+            f"that is less than one, so they are degrees and have no place on it. Give the image its georeference, or say "
+            f"truth.crs: {PIXEL}"
+        )
 
 
 def _check_meridian(polygons: Polygons, mask: MaskFacts) -> None:
@@ -463,13 +508,15 @@ def _nearest(start: int, stop: int, scale: float, offset: float, length: int) ->
     return index[part].astype(np.intp), part
 
 
-def _table(codes: dict[int, int], dtype: np.dtype[Any], classes: int) -> tuple[NDArray[np.unsignedinteger], NDArray[np.bool_]]:
+def _table(
+    codes: dict[int, int], others: int | None, dtype: np.dtype[Any], classes: int
+) -> tuple[NDArray[np.unsignedinteger], NDArray[np.bool_]]:
     """(code, whether it has one) of every value of a small integer type, placed by its bits read as unsigned."""
     limits = np.iinfo(dtype)
     fitting = {value: code for value, code in codes.items() if limits.min <= value <= limits.max}
     place = np.array(list(fitting), dtype).view(f"u{dtype.itemsize}")
-    table = np.full(1 << 8 * dtype.itemsize, classes, label_type(classes))
-    known = np.zeros(table.shape, bool)
+    table = np.full(1 << 8 * dtype.itemsize, classes if others is None else others, label_type(classes))
+    known = np.full(table.shape, others is not None)
     table[place], known[place] = list(fitting.values()), True
     return table, known
 

@@ -3,10 +3,14 @@ shapely."""
 
 from __future__ import annotations
 
+import gzip
 import json
+import tempfile
 import threading
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -21,24 +25,39 @@ from pyarrow.lib import RecordBatch, RecordBatchReader
 from pyogrio import raw
 from shapely.lib import ShapelyError
 
-from pipeline.alignment import Bounds, LayerInfo
+from pipeline.alignment import ASAP, GEOJSON, Bounds, LayerInfo
+from pipeline.annotations import ASAP_GROUP, CLASSIFICATION, QUPATH_MARKS, class_name, is_qupath, read_asap
 from pipeline.errors import TruthError
 
 DRIVERS = {
-    ".geojson": "GeoJSON",
-    ".json": "GeoJSON",
+    ".geojson": GEOJSON,
+    ".json": GEOJSON,
+    ".geojson.gz": GEOJSON,
+    ".json.gz": GEOJSON,
+    ".xml": ASAP,
     ".gpkg": "GPKG",
     ".fgb": "FlatGeobuf",
     ".shp": "ESRI Shapefile",
     ".parquet": "Parquet",
     ".geoparquet": "Parquet",
 }
-"""Suffix -> reader. All but Parquet, which pyarrow reads, are GDAL's."""
+"""Suffix -> reader. All are GDAL's but Parquet, which pyarrow reads, and ASAP's XML."""
 UNREAD = (".kml", ".kmz", ".gml", ".gdb", ".dxf", ".csv", ".topojson", ".geojsonl", ".geojsons", ".gpx", ".tab", ".mif", ".zip")
 """Suffixes of vector files that are not read."""
-STARTS = {"GPKG": (b"SQLite format 3\0",), "FlatGeobuf": (b"fgb",), "ESRI Shapefile": (b"\0\0\x27\x0a",), "Parquet": (b"PAR1",)}
+STARTS = {
+    GEOJSON: (b"{", b"["),
+    ASAP: (b"<",),
+    "GPKG": (b"SQLite format 3\0",),
+    "FlatGeobuf": (b"fgb",),
+    "ESRI Shapefile": (b"\0\0\x27\x0a",),
+    "Parquet": (b"PAR1",),
+}
 """First bytes of each format. GDAL chooses its driver by content: without this, and the prefix that holds GeoJSON to its
-driver, a file of any name could be a GDAL pipeline or a VRT, which read any other file or address."""
+driver, a file of any name could be a GDAL pipeline or a VRT, which read any other file or address. Text may have a byte order
+mark and space before them."""
+GZIP = b"\x1f\x8b"
+COPIED_BYTES = 1 << 20
+"""Decompressed at a time."""
 BESIDE = {"ESRI Shapefile": (".shx", ".dbf", ".prj", ".cpg", ".qix", ".sbn"), "GPKG": (".gpkg-wal",)}
 """Suffixes of the files that belong to one of a format."""
 MOST_LOADED_BYTES = 64 << 20
@@ -54,7 +73,7 @@ KINDS = (
 )
 """Names of the geometry kinds of WKB, by number."""
 pyogrio.set_gdal_config_options({"OGR_FLATGEOBUF_STREAM_BASE_IMPL": True})  # its own stream breaks at features without geometry
-_ERRORS = (RuntimeError, ValueError, OSError, KeyError, TypeError, ShapelyError)
+_ERRORS = (RuntimeError, ValueError, OSError, KeyError, TypeError, EOFError, zlib.error, ShapelyError)
 
 Shapes = NDArray[np.object_]
 """Geometries of shapely."""
@@ -72,7 +91,17 @@ class Features:
 
 def is_vector(uri: str) -> bool:
     """Whether a file's name says that it holds shapes rather than pixels."""
-    return Path(uri).suffix.lower() in (*DRIVERS, *UNREAD)
+    return _suffix(Path(uri)) in (*DRIVERS, *UNREAD)
+
+
+def own_field(uri: str, layer: str | None = None) -> str | None:
+    """The field that names classes by the custom of the program that wrote the file at the absolute path `uri`.
+
+    `classification` of QuPath's objects, also where none of them has one; `PartOfGroup` of ASAP's annotations; else None.
+    TruthError as from `describe`.
+    """
+    path, driver = _checked(uri)
+    return _header(uri, driver, *_identity(path, driver), layer).own_field
 
 
 def describe(uri: str, layer: str | None = None, class_field: str | None = None) -> LayerInfo:
@@ -146,10 +175,16 @@ def vertices(shapes: Shapes) -> NDArray[np.intp]:
     return result
 
 
+def _suffix(path: Path) -> str:
+    """The suffix that tells a file's format, in lower case; of compressed GeoJSON both."""
+    both = "".join(path.suffixes[-2:]).lower()
+    return both if both in DRIVERS else path.suffix.lower()
+
+
 def _checked(uri: str) -> tuple[Path, str]:
     """(path, driver) of a file that may be opened."""
     path = Path(uri)
-    driver = DRIVERS.get(path.suffix.lower())
+    driver = DRIVERS.get(_suffix(path))
     if driver is None:
         raise TruthError(
             f"labels {uri}: {path.suffix} files are not read. Convert to GeoPackage: ogr2ogr {path.stem}.gpkg {path.name}; "
@@ -162,7 +197,8 @@ def _checked(uri: str) -> tuple[Path, str]:
             start = file.read(512)
     except OSError as e:
         raise TruthError(f"labels {uri} cannot be read: {e}. Correct the file's permissions") from e
-    fits = start.startswith(STARTS[driver]) if driver in STARTS else start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"{"
+    content = _text_start(start) if driver in (GEOJSON, ASAP) else start
+    fits = start.startswith(GZIP) if _suffix(path).endswith(".gz") else content.startswith(STARTS[driver])
     if driver == "GPKG":
         fits = fits and start[68:72] in (b"GPKG", b"GP10", b"GP11")
     if not fits:
@@ -221,18 +257,16 @@ class _Census:
 
 @lru_cache(maxsize=256)
 def _describe(uri: str, driver: str, size: int, mtime: int, layer: str | None, class_field: str | None) -> LayerInfo:
-    header = _header(uri, driver, layer)
-    if class_field is not None and class_field not in header.fields:
+    header = _header(uri, driver, size, mtime, layer)
+    shapeless = driver == GEOJSON and header.features == 0  # its fields are those of its features
+    if class_field is not None and class_field not in header.fields and class_field != header.own_field and not shapeless:
         raise TruthError(
             f"labels {uri}: layer {header.layer!r} has no field {class_field!r}; it has {', '.join(header.fields) or 'none'}. "
             "Name one of them under truth.field, or give every polygon one class with truth.constant"
         )
     indexed = header.indexed
     if not indexed and header.bytes > MOST_LOADED_BYTES:
-        raise TruthError(
-            f"labels {uri} have {header.bytes / 2**20:,.0f} MiB and no spatial index: each worker would have to hold them whole, "
-            f"and {MOST_LOADED_BYTES / 2**20:.0f} MiB is the most. Convert: ogr2ogr labels.gpkg {Path(uri).name}"
-        )
+        raise _too_large(uri, header.bytes)
     census = _Census()
     for _, texts, values in _batches(uri, driver, header.layer, class_field, None):
         census.add(uri, texts, values)
@@ -254,6 +288,7 @@ def _describe(uri: str, driver: str, size: int, mtime: int, layer: str | None, c
         bounds=(*census.low.tolist(), *census.high.tolist()) if np.isfinite(census.low).all() else None,
         longest=census.longest,
         indexed=indexed,
+        groups=header.groups if class_field == ASAP_GROUP else {},
     )
 
 
@@ -267,18 +302,28 @@ class _Header:
     indexed: bool
     bytes: int
     """What the layer takes when it is loaded, about."""
+    own_field: str | None = None
+    """As `own_field` says."""
+    groups: dict[str, str] = field(default_factory=dict)
+    """As LayerInfo has them."""
 
 
-def _header(uri: str, driver: str, layer: str | None) -> _Header:
-    if driver == "Parquet":
-        return _parquet_header(uri)
-    name = _name(uri, driver)
+@lru_cache(maxsize=256)
+def _header(uri: str, driver: str, size: int, mtime: int, layer: str | None) -> _Header:
+    read = {"Parquet": _parquet_header, ASAP: _asap_header}.get(driver)
+    return _gdal_header(uri, driver, layer) if read is None else read(uri)
+
+
+def _gdal_header(uri: str, driver: str, layer: str | None) -> _Header:
     try:
-        layers = [str(found) for found, kind in pyogrio.list_layers(name) if kind is not None]
-        if layer not in layers and (layer is not None or len(layers) != 1):
-            what = "has no layer of shapes" if not layers else f"has the layers {', '.join(layers)}"
-            raise TruthError(f"labels {uri}: the file {what}, truth.layer says {layer or 'nothing'}. Name one of them there")
-        facts = pyogrio.read_info(name, layer=layer or layers[0], force_feature_count=True)
+        with _opened(uri, driver) as (name, path):
+            layers = [str(found) for found, kind in pyogrio.list_layers(name) if kind is not None]
+            if layer not in layers and (layer is not None or len(layers) != 1):
+                what = "has no layer of shapes" if not layers else f"has the layers {', '.join(layers)}"
+                raise TruthError(f"labels {uri}: the file {what}, truth.layer says {layer or 'nothing'}. Name one of them there")
+            facts = pyogrio.read_info(name, layer=layer or layers[0], force_feature_count=True)
+            own = CLASSIFICATION if _of_qupath(name, layer or layers[0], facts) else None
+            length = path.stat().st_size
     except _ERRORS as e:
         raise _unreadable(uri, e) from e
     if facts["driver"] != driver:
@@ -289,13 +334,64 @@ def _header(uri: str, driver: str, layer: str | None) -> _Header:
         fields=[str(name) for name in facts["fields"]],
         features=int(facts["features"]),
         indexed=bool(facts["capabilities"]["fast_spatial_filter"]),
-        bytes=Path(uri).stat().st_size,
+        bytes=length,
+        own_field=own,
     )
 
 
-def _name(uri: str, driver: str) -> str:
-    """What GDAL is asked to open: the prefix keeps a JSON file from any driver but this one."""
-    return f"GeoJSON:{uri}" if driver == "GeoJSON" else uri
+def _of_qupath(name: str, layer: str, facts: dict[str, Any]) -> bool:
+    """Whether a layer's features are QuPath's: they have classes that are objects, or the first one says what it is."""
+    fields = [str(found) for found in facts["fields"]]
+    nested = [name for name, kind in zip(fields, facts.get("ogr_subtypes", ()), strict=False) if kind == "OFSTJSON"]
+    if CLASSIFICATION in nested:
+        return True
+    marks = [mark for mark in QUPATH_MARKS if mark in fields]
+    if not marks:
+        return False
+    found, _, _, columns = raw.read(name, layer=layer, columns=marks, max_features=1, read_geometry=False)
+    return is_qupath({str(mark): column[0] for mark, column in zip(found["fields"], columns, strict=True) if len(column)})
+
+
+@contextmanager
+def _opened(uri: str, driver: str) -> Iterator[tuple[str, Path]]:
+    """(what GDAL is asked to open, the file that this is): the prefix keeps a JSON file from any driver but this one.
+
+    Compressed GeoJSON, and a bare list of features as QuPath also writes, are a temporary file meanwhile.
+    """
+    path = Path(uri)
+    if driver != GEOJSON:
+        yield uri, path
+        return
+    packed = _suffix(path).endswith(".gz")
+    with gzip.open(path) if packed else path.open("rb") as file:
+        start = _text_start(file.read(COPIED_BYTES))
+        if not packed and start.startswith(b"{"):
+            yield f"GeoJSON:{uri}", path
+            return
+        with tempfile.TemporaryDirectory(prefix="gigamask-") as folder:
+            plain = Path(folder) / f"{Path(path.stem).stem if packed else path.stem}.geojson"
+            listed = start.startswith(b"[")
+            with plain.open("wb") as copy:
+                copy.write(b'{"type": "FeatureCollection", "features": ' if listed else b"")
+                while start:
+                    copy.write(start)
+                    if copy.tell() > MOST_LOADED_BYTES:
+                        raise _too_large(uri, copy.tell())
+                    start = file.read(COPIED_BYTES)
+                copy.write(b"}" if listed else b"")
+            yield f"GeoJSON:{plain}", plain
+
+
+def _text_start(start: bytes) -> bytes:
+    return start.removeprefix(b"\xef\xbb\xbf").lstrip()
+
+
+def _too_large(uri: str, length: int) -> TruthError:
+    name = Path(uri).name
+    return TruthError(
+        f"labels {uri} have {length / 2**20:,.0f} MiB or more and no spatial index: each worker would have to hold them whole, "
+        f"and {MOST_LOADED_BYTES / 2**20:.0f} MiB is the most. Convert: ogr2ogr labels.gpkg {name.removesuffix('.gz')}"
+    )
 
 
 def _unreadable(uri: str, error: BaseException) -> TruthError:
@@ -327,13 +423,26 @@ def _parquet_header(uri: str) -> _Header:
     return _Header(column, text, [str(name) for name in names if name != column], facts.num_rows, indexed=False, bytes=stored)
 
 
+def _asap_header(uri: str) -> _Header:
+    length = Path(uri).stat().st_size
+    if length > MOST_LOADED_BYTES:
+        raise TruthError(
+            f"labels {uri} have {length / 2**20:,.0f} MiB: each worker would have to hold them whole, and "
+            f"{MOST_LOADED_BYTES / 2**20:.0f} MiB is the most. Write the annotations as GeoPackage"
+        )
+    with Path(uri).open("rb") as file:
+        found = read_asap(uri, file)
+    name, features = Path(uri).stem, len(found.annotations)
+    return _Header(name, None, found.fields, features, indexed=False, bytes=length, own_field=ASAP_GROUP, groups=found.groups)
+
+
 Batch = tuple[NDArray[np.int64], list[bytes | None], list[str]]
 """(position in the file, WKB, text of the class field) of some features."""
 
 
 def _batches(uri: str, driver: str, layer: str, class_field: str | None, bounds: Bounds | None) -> Iterator[Batch]:
     """A layer's features, some at a time."""
-    read = _parquet_batches if driver == "Parquet" else _gdal_batches
+    read = {"Parquet": _parquet_batches, ASAP: _asap_batches}.get(driver, _gdal_batches)
     try:
         yield from read(uri, driver, layer, class_field, bounds)
     except _ERRORS as e:
@@ -342,14 +451,20 @@ def _batches(uri: str, driver: str, layer: str, class_field: str | None, bounds:
 
 def _gdal_batches(uri: str, driver: str, layer: str, class_field: str | None, bounds: Bounds | None) -> Iterator[Batch]:
     columns = [] if class_field is None else [class_field]
-    opened = raw.open_arrow(
-        _name(uri, driver), layer=layer, columns=columns, bbox=bounds, return_fids=True, batch_size=BATCH, use_pyarrow=False
-    )
-    with opened as (facts, stream):
-        shape = facts["geometry_name"] or "wkb_geometry"
-        for batch in RecordBatchReader.from_stream(stream):
-            names = [name for name in batch.schema.names if name != shape and name != class_field]
-            yield batch.column(names[0]).to_numpy(), batch.column(shape).to_pylist(), _texts(batch, class_field)
+    with _opened(uri, driver) as (name, _):
+        opened = raw.open_arrow(
+            name, layer=layer, columns=columns, bbox=bounds, return_fids=True, batch_size=BATCH, use_pyarrow=False
+        )
+        first = 0
+        with opened as (facts, stream):
+            shape = facts["geometry_name"] or "wkb_geometry"
+            for batch in RecordBatchReader.from_stream(stream):
+                names = [name for name in batch.schema.names if name != shape and name != class_field]
+                places = batch.column(names[0]).to_numpy()
+                if driver == GEOJSON:  # its features may number themselves
+                    places = np.arange(first, first + len(batch))
+                    first += len(batch)
+                yield places, batch.column(shape).to_pylist(), _texts(batch, class_field)
 
 
 def _parquet_batches(uri: str, driver: str, layer: str, class_field: str | None, bounds: Bounds | None) -> Iterator[Batch]:
@@ -360,15 +475,28 @@ def _parquet_batches(uri: str, driver: str, layer: str, class_field: str | None,
             first += len(batch)
 
 
+def _asap_batches(uri: str, driver: str, layer: str, class_field: str | None, bounds: Bounds | None) -> Iterator[Batch]:
+    with Path(uri).open("rb") as file:
+        found = read_asap(uri, file).annotations
+    for first in range(0, len(found), BATCH):
+        some = found[first : first + BATCH]
+        names = [""] * len(some) if class_field is None else [a.attributes.get(class_field) or "null" for a in some]
+        yield np.arange(first, first + len(some)), [a.wkb() for a in some], names
+
+
 def _texts(batch: RecordBatch, class_field: str | None) -> list[str]:
-    return [""] * len(batch) if class_field is None else [_text(value) for value in batch.column(class_field).to_pylist()]
+    if class_field is None:
+        return [""] * len(batch)
+    if class_field not in batch.schema.names:
+        return ["null"] * len(batch)
+    return [_text(value) for value in batch.column(class_field).to_pylist()]
 
 
 def _text(value: Any) -> str:
-    """A field's value as the configuration writes it: 1.0 is 1, and nothing is null."""
+    """A field's value as the configuration writes it: 1.0 is 1, nothing is null, a class of QuPath its name."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else class_name(value)
 
 
 def _kind(text: bytes | None) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +14,16 @@ from pipeline.errors import RunEndedError
 from pipeline.finished import Finished, publish
 from pipeline.image import Frozen
 from pipeline.measures import Measures, edge_counts
-from pipeline.plan import Plan
+from pipeline.plan import Plan, read_as
 from pipeline.records import BlockRecord, ImageScore, score_task, sum_scores
 from pipeline.report.contract import ImageResult
 from pipeline.work import Job, ScoreJob, explain, finish_mosaic, predict_block, score_block
 
 SMALL_PX = 1 << 20
 """Images of at most so many px may be worked on two at a time: what the second one needs does not show in a worker's memory."""
+
+_THREADS = ThreadPoolExecutor(2, thread_name_prefix="image")
+"""Kept: GDAL loads its coordinate systems anew in each thread."""
 
 
 class WholeJob(Frozen):
@@ -58,8 +61,13 @@ def do_whole(images: tuple[WholeJob, ...]) -> tuple[Whole, ...]:
     """
     if len(images) == 1 or any(image.job.plan.grid.height * image.job.plan.grid.width > SMALL_PX for image in images):
         return tuple(_one(image) for image in images)
-    with ThreadPoolExecutor(2, "image") as pool:
-        return tuple(pool.map(_one, images))
+    running = [_THREADS.submit(_one, image) for image in images]
+    try:
+        return tuple(one.result() for one in running)
+    finally:
+        for one in running:
+            one.cancel()
+        wait(running)
 
 
 def _one(image: WholeJob) -> Whole:
@@ -87,7 +95,7 @@ def _finished(image: WholeJob) -> Whole:
     score, error = _score(image)
     scores = {} if score is None or image.truth is None else {score_task(image.truth.digest, image.measures): score}
     finished = Finished(plan=plan, result=result, blocks=records, scores=scores)
-    publish(work, final, finished)
+    publish(work, final, finished, fresh=True)
     return Whole(result=result, blocks=records, score=score, error=error)
 
 
@@ -116,9 +124,11 @@ def summarise(plan: Plan, records: tuple[BlockRecord, ...], max_failed_fraction:
             f"{share:.1%} of its pixels failed, more than faults.max_failed_fraction {max_failed_fraction:.1%} allows: {error}"
         )
     compared = [record.edge_disagreement for record in records if record.edge_disagreement is not None]
-    area = None
-    if (size := plan.read.source.pixel_size_m) is not None:
-        area = size[0] * plan.grid.scale_row * size[1] * plan.grid.scale_col
+    samples = [record.band_px for record in records if record.band_px is not None]
+    confident = [record.confidence_px for record in records if record.confidence_px is not None]
+    computed = [record.device_seconds for record in records if record.device_seconds is not None]
+    size = plan.grid.pixel_size_m
+    area = None if size is None else size[0] * size[1]
     return ImageResult(
         id=plan.image.id,
         uri=plan.image.uri,
@@ -136,6 +146,8 @@ def summarise(plan: Plan, records: tuple[BlockRecord, ...], max_failed_fraction:
         height=plan.grid.height,
         width=plan.grid.width,
         pixel_area_m2=area,
+        read_as=read_as(plan),
+        looked_at=plan.tissue.method if plan.tissue is not None else None if plan.area is None else f"drawn in {plan.image.area}",
         tiles=sum(record.tiles for record in records),
         blocks=len(records),
         failed_blocks=sum(record.state == "failed" for record in records),
@@ -143,10 +155,13 @@ def summarise(plan: Plan, records: tuple[BlockRecord, ...], max_failed_fraction:
         seconds=sum(record.seconds for record in records),
         retries=sum(record.attempt - 1 for record in records),
         deaths=sum(record.deaths for record in records),
+        device_seconds=sum(computed) if computed else None,
         load_seconds=max((record.load_seconds for record in records), default=0.0),
         class_px=np.sum([record.class_px for record in records], axis=0).tolist(),
         failed_px=failed_px,
         no_data_px=no_data_px,
         edge_disagreement=edge_counts(plan.tile, plan.overlap, np.sum(compared, axis=0)) if compared else None,
+        band_px=np.sum(samples, axis=0, dtype=np.int64).tolist() if samples else None,
+        confidence_px=np.sum(confident, axis=0, dtype=np.int64).tolist() if confident else None,
         truth=plan.image.truth,
     )

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import mosaic
-from pipeline.alignment import TruthSpec
+from pipeline.alignment import MaskFacts, TruthSpec
 from pipeline.codes import mask_codes
 from pipeline.confusion import count, no_counts
 from pipeline.edges import Disagreement, Histogram
@@ -26,9 +26,11 @@ from pipeline.measures import Measures, Tally, pairs
 from pipeline.models import load_model
 from pipeline.models.batches import not_finite
 from pipeline.models.predictor import TileGroup
-from pipeline.plan import MaskFacts, Plan
-from pipeline.records import BlockRecord, BlockScore
+from pipeline.plan import Plan
+from pipeline.records import CONFIDENCE_STEPS, BlockRecord, BlockScore
 from pipeline.sources import Source, check_unchanged, open_source
+from pipeline.statistics import samples
+from pipeline.statistics.calibration import LEVELS
 from pipeline.strip import ReadAhead
 from pipeline.truth import open_truth
 
@@ -73,6 +75,10 @@ class CoreLabels:
     """Why some pixels are failed."""
     disagreement: Histogram | None = None
     """What `edges.Disagreement` counts; None where tiles were not compared."""
+    samples: samples.Histogram | None = None
+    """What the model was shown of the core, by band (`statistics.samples`); None where nothing was read."""
+    device_seconds: float | None = None
+    """How long a GPU computed; None without one."""
 
 
 def predict_block(job: Job, block: Block) -> BlockRecord:
@@ -84,6 +90,11 @@ def predict_block(job: Job, block: Block) -> BlockRecord:
     result = predict_core(plan, predictor, partial(open_source, plan.read), block.core)
     check_unchanged(plan.read.source)
     return write_core(job, block, result, started).model_copy(update={"load_seconds": load_seconds})
+
+
+def empty_block(plan: Plan, block: Block) -> BlockRecord:
+    """The record of a block of which nothing is looked at: no model and no worker is needed, and its shard is no file."""
+    return BlockRecord(block=block.index, state="empty", class_px=(0,) * plan.classes, no_data_px=block.core.pixels)
 
 
 def fail_block(job: Job, block: Block, error: str) -> BlockRecord:
@@ -164,25 +175,30 @@ def predict_core(plan: Plan, predictor: Predictor, open_: Callable[[], Source], 
 
     Memory is one strip of tile rows, whatever the core's height. Tiles without a valid pixel in the core are not
     predicted; pixels that cannot be read are failed, and the rest goes on. While tiles are predicted, the next are read
-    in a thread of their own, and the last are blended in this one. Where outputs are in this processor's memory, some
-    neighbouring tiles are compared.
+    in a thread of their own, and the last are blended in this one. Some neighbouring tiles are compared.
     """
     blend = predictor.blender(plan.lattice, core, confidence=plan.store_confidence)
-    disagreement = Disagreement(plan.lattice, core, plan.classes)
-    tiles, compared = 0, True
-    with ReadAhead(plan, predictor, open_, core, blend.expect) as ahead:
+    disagreement = Disagreement(plan.lattice, core, plan.classes, predictor.winners)
+    bins = samples.bins_of(plan.card)
+    shown = np.zeros((len(bins), samples.BINS), np.int64)
+
+    def look(seen: Window, data: NDArray[np.generic], valid: NDArray[np.bool_]) -> None:
+        np.add(shown, samples.count_samples(data, valid, (seen.row, seen.col), bins), out=shown)
+
+    predictor.device_seconds()  # what it computed for others does not count
+    tiles = 0
+    with ReadAhead(plan, predictor, open_, core, blend.expect, look) as ahead:
         for group, outputs in predictor.stream(ahead):
             for place, own in zip(group.places, outputs, strict=False):
                 if not blend.add(*place, own):
                     predictor.refuse(group)
-                compared = compared and isinstance(own, np.ndarray)
-                if compared:
-                    disagreement.add(place, own, blend.labels)
+                disagreement.add(place, own, blend.labels)
             tiles += len(group.places)
             ahead.release(group)
     if not blend.finish():
         raise not_finite(plan.card, "some tile of the block")
-    return CoreLabels(blend.labels, blend.confidence, tiles, ahead.error, disagreement.counts if compared else None)
+    seconds = predictor.device_seconds()
+    return CoreLabels(blend.labels, blend.confidence, tiles, ahead.error, disagreement.counts, shown, seconds)
 
 
 _MODELS: dict[tuple[str, ...], Predictor] = {}
@@ -255,10 +271,22 @@ def write_core(job: Job, block: Block, core: CoreLabels, started: float) -> Bloc
         failed_px=failed,
         no_data_px=no_data,
         edge_disagreement=None if core.disagreement is None else pairs(core.disagreement),
+        band_px=None if core.samples is None else tuple(map(tuple, core.samples.tolist())),
+        confidence_px=None if core.confidence is None else _confidence_px(core.confidence, labels < codes.failed),
+        device_seconds=core.device_seconds,
         shards=shards,
         seconds=time.perf_counter() - started,
         error=core.error,
     )
+
+
+def _confidence_px(confidence: NDArray[np.uint8], answered: NDArray[np.bool_]) -> tuple[int, ...]:
+    """Pixels that have a class by their confidence, in 64 steps."""
+    from pipeline import kernels
+
+    levels = np.zeros(LEVELS, np.int64)
+    kernels.tally((confidence if answered.all() else confidence[answered]).reshape(-1), levels)
+    return tuple(levels.reshape(CONFIDENCE_STEPS, -1).sum(1).tolist())
 
 
 def explain(error: BaseException) -> str:

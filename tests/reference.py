@@ -73,3 +73,97 @@ def count(reference: NDArray[Any], mask: NDArray[Any], classes: int, failed: int
     for truth, code in zip(reference.reshape(-1).tolist(), mask.reshape(-1).tolist(), strict=True):
         counts[truth, place[code]] += 1
     return counts
+
+
+def outlines(codes: NDArray[Any], outside: int) -> dict[tuple[int, int], tuple[int, list[list[tuple[int, int]]]]]:
+    """By its first pixel each 4-connected object of one code: its pixels, and its rings of (line, col), corner by corner.
+
+    A ring keeps its object on the right hand; where the object touches itself it turns left, so that rings part. It keeps
+    corners and nodes, where three or more edges meet, and starts and ends with its least point; the outer ring comes first.
+    """
+    height, width = codes.shape
+    padded = np.pad(codes.astype(int), 1, constant_values=outside)
+    degree = np.zeros((height + 1, width + 1), int)
+    for line, col in np.ndindex(*degree.shape):
+        a, b, c, d = padded[line : line + 2, col : col + 2].reshape(-1)
+        degree[line, col] = int(a != b) + int(b != d) + int(d != c) + int(c != a)
+    steps = {"right": (0, 1), "down": (1, 0), "left": (0, -1), "up": (-1, 0)}
+    turn_left = dict(zip(steps, ["up", "right", "down", "left"], strict=True))
+    found: dict[tuple[int, int], tuple[int, list[list[tuple[int, int]]]]] = {}
+    seen = codes == outside
+    for first in np.ndindex(height, width):
+        if seen[first]:
+            continue
+        pixels, todo = {first}, [first]
+        while todo:
+            row, col = todo.pop()
+            for dy, dx in steps.values():
+                near = row + dy, col + dx
+                if near not in pixels and padded[near[0] + 1, near[1] + 1] == codes[first]:
+                    pixels.add(near)
+                    todo.append(near)
+        leaving: dict[tuple[int, int], dict[str, tuple[int, int]]] = {}
+        for row, col in pixels:
+            seen[row, col] = True
+            for near, start, way in (
+                ((row - 1, col), (row, col), "right"),
+                ((row, col + 1), (row, col + 1), "down"),
+                ((row + 1, col), (row + 1, col + 1), "left"),
+                ((row, col - 1), (row + 1, col), "up"),
+            ):
+                if near not in pixels:
+                    leaving.setdefault(start, {})[way] = start[0] + steps[way][0], start[1] + steps[way][1]
+        rings = []
+        while leaving:
+            start = min(leaving)
+            at, way, ring = start, min(leaving[start], key=lambda w: w != "right"), []
+            while at in leaving and way in leaving[at]:
+                following = leaving[at].pop(way)
+                if not leaving[at]:
+                    del leaving[at]
+                ring.append((at, way))
+                at = following
+                ways = leaving.get(at, {})
+                way = turn_left[way] if turn_left[way] in ways else next(iter(ways), way)
+            kept = [p for i, (p, way) in enumerate(ring) if ring[i - 1][1] != way or degree[p] > 2]
+            rings.append([*kept, kept[0]])
+        found[first] = len(pixels), rings
+    return found
+
+
+def simplified(arc: list[tuple[int, int]], others: list[tuple[int, int]], tolerance: float) -> list[tuple[int, int]]:
+    """The points of `arc` that are left, among the points of other arcs: the one that errs least goes first, try by try."""
+    kept = list(range(len(arc)))
+    spare = len(arc) - (4 if arc[0] == arc[-1] else 3)
+    tried: set[tuple[int, int, int]] = set()
+
+    def side(a: tuple[int, int], b: tuple[int, int], p: tuple[int, int]) -> int:
+        return (b[1] - a[1]) * (p[0] - a[0]) - (b[0] - a[0]) * (p[1] - a[1])
+
+    def error(low: int, high: int) -> float:
+        (y, x), (end_y, end_x) = arc[low], arc[high]
+        dy, dx = end_y - y, end_x - x
+        worst = 0.0
+        for py, px in arc[low + 1 : high]:
+            share = ((py - y) * dy + (px - x) * dx) / (dy * dy + dx * dx) if dy or dx else 0.0
+            share = min(max(share, 0.0), 1.0)
+            worst = max(worst, (py - y - share * dy) ** 2 + (px - x - share * dx) ** 2)
+        return worst
+
+    while spare > 0:
+        triples = [t for t in zip(kept, kept[1:], kept[2:], strict=False) if t not in tried]
+        options = [(error(a, c), b, a, c) for a, b, c in triples if error(a, c) <= tolerance**2]
+        if not options:
+            break
+        _, b, a, c = min(options)
+        tried.add((a, b, c))
+        corners = {arc[a], arc[b], arc[c]}
+        for p in [*others, *(arc[i] for i in kept)]:
+            signs = side(arc[a], arc[b], p), side(arc[b], arc[c], p), side(arc[c], arc[a], p)
+            boxed = all(min(q[k] for q in corners) <= p[k] <= max(q[k] for q in corners) for k in (0, 1))
+            if p not in corners and boxed and not (min(signs) < 0 < max(signs)):
+                break
+        else:
+            kept.remove(b)
+            spare -= 1
+    return [arc[i] for i in kept]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import rasterio
 
-from pipeline.demo import BANDS, CLASSES, Scene, colour_only_miou, make_scenes, paint
+from pipeline.demo.scenes import BANDS, CLASSES, Scene, colour_only_miou, make_scenes, paint
 
 
 def test_a_scene_is_the_same_every_time_and_shows_every_class() -> None:

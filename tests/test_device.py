@@ -78,6 +78,13 @@ def test_a_gpu_would_give_the_same_labels(
         assert expected.confidence is not None
         assert found.confidence is not None
         assert np.abs(found.confidence.astype(int) - expected.confidence).max() <= 1
+        assert expected.disagreement is not None
+        assert found.disagreement is not None
+        assert expected.disagreement[:, 0].sum() > 0
+        assert np.abs(found.disagreement - expected.disagreement).sum() < 1e-3 * expected.disagreement.sum()
+        assert expected.device_seconds is None
+        assert found.device_seconds is not None
+        assert found.device_seconds > 0
 
 
 def test_any_block_gives_the_bytes_of_the_whole(raster: Callable[..., Path], tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import dispatch, nannies, stop
+from pipeline import dispatch, nannies, stop, watch
 from pipeline.cluster import Outcome, Workers, open_workers, run_tasks, stopping_on_signals
 from pipeline.dispatch import TaskLostError, Window
 from pipeline.errors import ClusterError, InterruptedRunError, OutputError
@@ -61,6 +61,13 @@ def behave(folder: str, wait_s: float, deaths: int) -> str:
     return killer(folder, wait_s, deaths) if deaths else "innocent"
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However late a nanny tells how its worker ended, it is heard."""
+    monkeypatch.setattr(watch, "NANNY_SECONDS", 60.0)
+
+
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("wait_s", [0.2, 0.0], ids=["after a while", "at once"])
 def test_a_killer_is_charged_and_those_who_wait_behind_it_are_not(tmp_path: Path, wait_s: float) -> None:
     with local(1) as workers:
@@ -81,6 +88,7 @@ class Bomb:
         return os._exit, (7,)
 
 
+@pytest.mark.usefixtures("patient")
 def test_whoever_dies_before_it_is_begun_takes_nobody_with_it() -> None:
     with local(1) as workers:
         tasks = [("bomb", (Bomb(),)), *((f"waits-{i}", (i,)) for i in range(3))]
@@ -99,14 +107,15 @@ def test_a_survivor_tells_of_its_deaths(tmp_path: Path) -> None:
     assert (outcome.result, outcome.attempts, outcome.deaths, len(outcome.evidence)) == ("survived", 2, 1, 1)
 
 
-def kill_or_sleep(folder: str, seconds: float) -> str:
-    """Kills its worker each time, unless there is something to sleep for."""
-    touch(folder, "sleeper" if seconds else "killer")
-    if not seconds:
-        assert eventually(lambda: bool(list(Path(folder).glob("sleeper-*"))), 20)
-        time.sleep(0.2)
+def kill_or_sleep(folder: str, name: str) -> str:
+    """The killer kills its worker each time; the other one sleeps until it is killed, and answers when it is tried again."""
+    times = touch(folder, name)
+    if name == "killer":
+        assert eventually(lambda: bool(list(Path(folder).glob("beside-*"))))
+        time.sleep(0.3)
         os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(seconds)
+    if times == 1:
+        time.sleep(120)
     return "innocent"
 
 
@@ -115,10 +124,11 @@ def test_a_killer_does_not_use_up_the_attempts_of_a_task_beside_it(tmp_path: Pat
     with open_workers(
         configured(type="class", **{"class": "distributed.LocalCluster"}, arguments=arguments, workers=1)
     ) as workers:
-        tasks = [("killer", (str(tmp_path), 0)), ("beside", (str(tmp_path), 1.0))]
+        tasks = [(name, (str(tmp_path), name)) for name in ("killer", "beside")]
         outcomes = dict(run_tasks(kill_or_sleep, tasks, workers, attempts=2))
     assert (outcomes["killer"].result, outcomes["killer"].deaths) == (None, 2)
-    assert (outcomes["beside"].result, outcomes["beside"].deaths) == ("innocent", 1)
+    assert outcomes["beside"].result == "innocent"
+    assert outcomes["beside"].deaths <= 1  # none where no word of its beginning came in time
 
 
 def kill_workers(workers: Workers) -> None:
@@ -148,6 +158,7 @@ def grow(gib: float) -> None:
     time.sleep(30)
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_worker_that_takes_too_much_memory_is_told_apart() -> None:
     with local(1, memory_gib=0.5) as workers:
         outcome = dict(run_tasks(grow, [("grows", (0.6,))], workers, attempts=1))["grows"]
@@ -171,7 +182,7 @@ def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_task_that_does_not_answer_is_tried_again_at_a_worker_that_does(tmp_path: Path) -> None:
     with local(1) as workers:
         tasks = [(name, (str(tmp_path), name, 1)) for name in ("hangs", "waits", "waits too")]
-        outcomes = dict(run_tasks(hang, tasks, replace(workers, window=Wide()), attempts=2, deadline=1.5))
+        outcomes = dict(run_tasks(hang, tasks, replace(workers, window=Wide()), attempts=2, deadline=3.0))
     hung = outcomes.pop("hangs")
     assert (hung.result, hung.attempts, hung.deaths) == ("answered", 2, 0)
     assert re.match(r"attempt 1: no answer after \d+ s from worker tcp://127.0.0.1:", hung.evidence[0])
@@ -196,7 +207,7 @@ def without_nannies(workers: int) -> Iterator[Workers]:
 def hang_until(gate: str, name: str) -> str:
     """The first call waits for the gate, every other answers."""
     if touch(str(Path(gate).parent), name) == 1:
-        eventually(Path(gate).exists, 60)
+        eventually(Path(gate).exists, 120)
     return "answered"
 
 
@@ -204,19 +215,19 @@ def hang_until(gate: str, name: str) -> str:
 def test_a_worker_without_a_nanny_that_does_not_answer_gets_nothing_more(tmp_path: Path) -> None:
     with without_nannies(2) as workers:
         tasks = [("hangs", (str(tmp_path / "gate"), "hangs"))]
-        outcome = dict(run_tasks(hang_until, tasks, workers, deadline=0.5))["hangs"]
+        outcome = dict(run_tasks(hang_until, tasks, workers, deadline=2.0))["hangs"]
         assert (outcome.result, outcome.attempts) == ("answered", 2)
         assert workers.client is not None
-        assert eventually(lambda: len(workers.client.nthreads()) == 1, 30)
+        assert eventually(lambda: len(workers.client.nthreads()) == 1)
         (tmp_path / "gate").touch()
 
 
 @pytest.mark.usefixtures("quick_looks")
 def test_a_deadline_does_not_count_the_time_in_the_queue(tmp_path: Path) -> None:
     with without_nannies(1) as workers:
-        tasks = [(f"short-{i}", (0.4,)) for i in range(5)]
-        outcomes = dict(run_tasks(time.sleep, tasks, replace(workers, window=Wide()), attempts=1, deadline=1.5))
-    assert [outcome.error for outcome in outcomes.values()] == [None] * 5
+        tasks = [(f"short-{i}", (0.5,)) for i in range(6)]
+        outcomes = dict(run_tasks(time.sleep, tasks, replace(workers, window=Wide()), attempts=1, deadline=2.0))
+    assert [outcome.error for outcome in outcomes.values()] == [None] * 6
 
 
 def test_the_automatic_deadline_learns_what_is_usual() -> None:
@@ -257,7 +268,7 @@ def collect(results: Iterator[tuple[str, Outcome[Any]]], outcomes: dict[str, Any
 
 @pytest.mark.parametrize("in_time", [True, False], ids=["that end in time", "that do not"])
 def test_a_run_that_is_stopped_takes_in_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_time: bool) -> None:
-    monkeypatch.setattr(stop, "STOP_SECONDS", 20.0 if in_time else 0.2)
+    monkeypatch.setattr(stop, "STOP_SECONDS", 60.0 if in_time else 0.2)
     outcomes: dict[str, Any] = {}
     errors: list[BaseException] = []
     with without_nannies(1) as workers:
@@ -265,12 +276,12 @@ def test_a_run_that_is_stopped_takes_in_tasks(tmp_path: Path, monkeypatch: pytes
         results = run_tasks(wait_for, tasks, workers)
         caller = threading.Thread(target=collect, args=(results, outcomes, errors))
         caller.start()
-        assert eventually(lambda: workers.window._taken == 2, 30)
+        assert eventually(lambda: workers.window._taken == 2)
         workers.stop.ask(signal.SIGTERM)
         if not in_time:
-            caller.join(timeout=20)
+            caller.join(timeout=60)
         (tmp_path / "gate").touch()
-        caller.join(timeout=20)
+        caller.join(timeout=60)
         with pytest.raises(InterruptedRunError):
             next(run_tasks(square, [("late", (1,))], workers))
     assert isinstance(errors[0], InterruptedRunError)
@@ -299,14 +310,20 @@ def test_a_run_in_this_process_is_interrupted_at_once() -> None:
 
 
 INTERRUPTED = """
-import sys, time
+import sys, threading, time
 from pipeline.cluster import open_workers, run_tasks, stopping_on_signals
 from pipeline.config import LocalCluster
 from pipeline.errors import InterruptedRunError
 from tests.test_dispatch import say
 
+def tell(stop):
+    while not stop.asked:
+        time.sleep(0.01)
+    print("asked", flush=True)
+
 if __name__ == "__main__":
     with open_workers(LocalCluster(workers=1, threads=1, memory_gib=1)) as workers, stopping_on_signals(workers.stop):
+        threading.Thread(target=tell, args=(workers.stop,), daemon=True).start()
         try:
             for key, outcome in run_tasks(say, [(str(i), (float(sys.argv[1]),)) for i in range(9)], workers):
                 print("kept", key, outcome.attempts, outcome.deaths, flush=True)
@@ -345,7 +362,7 @@ def with_group(run: subprocess.Popen[str], signum: int) -> None:
 
 
 def test_ctrl_c_reaches_workers_and_driver_and_what_executes_is_kept() -> None:
-    with interruptible(2.0) as run:
+    with interruptible(1.0) as run:
         with_group(run, signal.SIGINT)
         said, _ = run.communicate(timeout=60)
     assert "kept 0 1 0" in said
@@ -355,11 +372,12 @@ def test_ctrl_c_reaches_workers_and_driver_and_what_executes_is_kept() -> None:
 
 
 def test_a_second_ctrl_c_ends_at_once() -> None:
-    with interruptible(30.0) as run:
+    with interruptible(60.0) as run:
         os.kill(run.pid, signal.SIGINT)
-        time.sleep(0.5)
+        assert run.stdout is not None
+        assert run.stdout.readline() == "asked\n"
         os.kill(run.pid, signal.SIGINT)
-        said, _ = run.communicate(timeout=30)
+        said, _ = run.communicate(timeout=60)
     assert "at once" in said
 
 
@@ -406,14 +424,14 @@ def test_workers_join_and_leave_while_tasks_run(tmp_path: Path, monkeypatch: pyt
             assert client is not None
             client.wait_for_workers(1, timeout=60)
             [leaves] = client.nthreads()
-            results = run_tasks(where, [(f"task-{i}", (0.3,)) for i in range(16)], workers)
+            results = run_tasks(where, [(f"task-{i}", (0.2,)) for i in range(8)], workers)
             assert next(results)[1].result == leaves
             start(WORKER, contact)
             client.wait_for_workers(2, timeout=60)
             first.terminate()
             first.wait(timeout=60)
             places = [outcome.result for _, outcome in results]
-            assert len(places) == 15
+            assert len(places) == 7
             assert places[-1] != leaves
 
 

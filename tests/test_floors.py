@@ -16,11 +16,14 @@ GROUND = {
     *("errors", "codes", "grid", "image", "card", "config", "plan", "alignment"),
     *("blend", "confusion", "resample", "kernels", "records", "statistics"),
     *("boundary", "edges", "measures"),
+    *("annotations", "tissue"),
 }
 FLOORS: list[set[str]] = [
     GROUND,
-    {"rasterfile", "vectorfile", "stop", "watch"},
+    {"rasterfile", "slidefile", "vectorfile", "stop", "watch"},
     {"sources", "truth", "models", "mosaic", "ledger", "report", "archive", "lock"},
+    {"export"},
+    {"areas"},
     {"strip"},
     {"work", "overview", "probe", "finished"},
     {"whole", "parts"},
@@ -38,8 +41,11 @@ FLOORS: list[set[str]] = [
 """From the ground up. Modules of one floor do not import each other, but for those within a package and the ground's own."""
 ADDRESS = {
     "rasterio": {"rasterfile"},
-    "pyogrio": {"vectorfile"},
-    "shapely": {"vectorfile"},
+    "openslide": {"slidefile"},
+    "skimage": {"tissue"},
+    "tifffile": {"export", "demo"},
+    "pyogrio": {"vectorfile", "export"},
+    "shapely": {"vectorfile", "export"},
     "dask": {"cluster"},
     "distributed": {"cluster", "dispatch", "nannies"},
     "numba": {"kernels"},
@@ -49,7 +55,7 @@ ADDRESS = {
     "sqlite3": {"ledger"},
     "torch": {"models", "train", "work"},
     "segmentation_models_pytorch": {"models"},
-    "PIL": {"report"},
+    "PIL": {"report", "slidefile"},
     "jinja2": {"report"},
     "yaml": {"config", "report"},
     "prefect": set(),

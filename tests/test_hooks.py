@@ -22,6 +22,7 @@ from pipeline.errors import ClusterError, InterruptedRunError
 from pipeline.night import run_night
 from tests.conftest import REPO, write_raster
 from tests.making import config_file, threshold_model
+from tests.test_cluster import eventually
 
 EVERY = ["success", "failure", "crash", "cancellation"]
 ENDING = Ending("test", "crash", 1, "no worker is left", "2026-11-30T01:00:00+00:00", "2026-11-30T01:10:00+00:00")
@@ -47,7 +48,7 @@ class Answer(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.got.append((self.path, dict(self.headers), json.loads(body)))
         if "slow" in self.path:
-            time.sleep(5)
+            time.sleep(60)
         self.send_response(int(self.path.rpartition("/")[2]))
         self.send_header("Location", self.server.url("elsewhere/200"))
         self.end_headers()
@@ -151,25 +152,27 @@ def test_only_what_one_wants_to_hear_is_told(archive: Path, listener: Listener) 
 
 
 @pytest.mark.parametrize(
-    ("path", "said"),
+    ("path", "patience", "said"),
     [
-        ("secret/500", "HTTP 500"),
-        ("secret/302", "it sends elsewhere"),
-        ("secret/307", "it sends elsewhere"),
-        ("secret/slow/200", "no answer within 0.5 s"),
+        ("secret/500", 50, "HTTP 500"),
+        ("secret/302", 50, "it sends elsewhere"),
+        ("secret/307", 50, "it sends elsewhere"),
+        ("secret/slow/200", 0.5, "no answer within 0.5 s"),
     ],
 )
-def test_a_webhook_that_fails_is_told_without_its_address(archive: Path, listener: Listener, path: str, said: str) -> None:
-    config = hooked(archive, webhook=listener.url(path), timeout_s=0.5)
+def test_a_webhook_that_fails_is_told_without_its_address(
+    archive: Path, listener: Listener, path: str, patience: float, said: str
+) -> None:
+    config = hooked(archive, webhook=listener.url(path), timeout_s=patience)
     words: list[str] = []
     started = time.monotonic()
     tell(config, ENDING, words.append)
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 40
     (line,) = words
     assert said in line
     assert f"http://127.0.0.1:{listener.server_port}/..." in line
     assert "secret" not in line
-    assert [p for p, _, _ in listener.got] == [f"/{path}"]
+    assert eventually(lambda: [p for p, _, _ in listener.got] == [f"/{path}"])
 
 
 @pytest.mark.parametrize(
@@ -192,11 +195,17 @@ def test_a_user_in_the_address_is_sent_as_such(archive: Path, listener: Listener
 def test_a_command_that_hangs_is_killed_with_what_it_started(archive: Path) -> None:
     started = f"sleep 60 & echo $! > {archive}/pid; wait"
     words: list[str] = []
-    tell(hooked(archive, command=["sh", "-c", started], timeout_s=1), ENDING, words.append)
-    assert words == ["hooks.command sh was not told of the crash: still running after 1 s, and killed"]
-    pid = int((archive / "pid").read_text())
-    status = Path(f"/proc/{pid}/status")
-    assert not status.exists() or "zombie" in status.read_text()
+    tell(hooked(archive, command=["sh", "-c", started], timeout_s=2), ENDING, words.append)
+    assert words == ["hooks.command sh was not told of the crash: still running after 2 s, and killed"]
+    status = Path(f"/proc/{int((archive / 'pid').read_text())}/status")
+
+    def gone() -> bool:
+        try:
+            return "zombie" in status.read_text()
+        except OSError:
+            return True
+
+    assert eventually(gone)
 
 
 def test_a_command_that_is_not_there_is_said(archive: Path) -> None:

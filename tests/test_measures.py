@@ -110,7 +110,7 @@ def test_sums_over_blocks_are_those_of_the_whole(raster: Callable[..., Path], tm
     evaluated = (reference < 3) & (mask != 255)
     assert counts[:3, :4].sum() == evaluated.sum() == sum(cell[2] for cell in score.measured.error_cells.cells)
     for row, col, labelled, wrong in score.measured.error_cells.cells:
-        cell = slice(row * 256, (row + 1) * 256), slice(col * 256, (col + 1) * 256)
+        cell = slice(row * 128, (row + 1) * 128), slice(col * 128, (col + 1) * 128)
         assert (labelled, wrong) == (evaluated[cell].sum(), (evaluated & ~right)[cell].sum())
 
 

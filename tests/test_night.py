@@ -160,24 +160,31 @@ def test_a_lost_ledger_is_made_good_from_the_record_beside_the_mask(archive: Pat
     assert (second.report.counts == first.report.counts).all()
 
 
-SLOW_MODEL = """
+HELD_MODEL = """
 import time
+from itertools import count
+from pathlib import Path
 import numpy as np
 
-def predict(data, valid, seconds):
-    time.sleep(seconds)
+calls = count()
+
+def predict(data, valid, hold, after):
+    late = next(calls) >= after
+    while late and Path(hold).exists():
+        time.sleep(0.02)
     scores = np.stack([data[:, 0] < 100, (data[:, 0] >= 100) & (data[:, 0] < 200), data[:, 0] >= 200], axis=1)
     return scores.astype(np.float32)
 """
 
 
 def test_a_killed_run_finishes_only_what_was_missing(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (archive / "slowmodel.py").write_text(SLOW_MODEL)
+    (archive / "heldmodel.py").write_text(HELD_MODEL)
+    hold = archive / "hold"
     threshold_model(
         archive / "model",
         (100, 200),
         adapter="callable",
-        architecture={"function": "slowmodel:predict", "arguments": {"seconds": 0.005}},
+        architecture={"function": "heldmodel:predict", "arguments": {"hold": str(hold), "after": 200}},
     )
     sections = {"tiling": TILING, "model": {"path": "model", "batch": 3, "trust_code": True}}
     monkeypatch.setenv("PYTHONPATH", f"{archive}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
@@ -185,6 +192,7 @@ def test_a_killed_run_finishes_only_what_was_missing(archive: Path, monkeypatch:
     undisturbed = night(archive, output="undisturbed", **sections)
     path = config_file(archive, output="killed", **sections)
     command = [sys.executable, "-m", "flows.cli", "run", str(path), "--no-prefect", "--json"]
+    hold.touch()
     killed = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     ledger = archive / "killed" / "ledger.sqlite"
     done: dict[str, dict[int, BlockRecord]] = {}
@@ -197,6 +205,7 @@ def test_a_killed_run_finishes_only_what_was_missing(archive: Path, monkeypatch:
                 done = {digest: found.blocks(digest, "predict", BlockRecord) for digest in digests}
     killed.send_signal(signal.SIGKILL)
     killed.wait()
+    hold.unlink()
     finished = sum(map(len, done.values()))
     assert finished >= 4
     assert not (archive / "killed" / "runs").exists()

@@ -13,6 +13,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from flows import nightly as flows
+from tests.test_cluster import eventually
 
 
 @pytest.fixture
@@ -43,16 +44,15 @@ def test_the_last_update_says_what_is_done(sent: list[tuple[UUID, float]]) -> No
 def test_updates_come_now_and_then_and_only_of_news(sent: list[tuple[UUID, float]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flows, "PROGRESS_SECONDS", 0.2)
     log = flows._Log(None, "key")
+    started = time.monotonic()
     with log.shown():
-        log.expect(100)
-        for _ in range(50):
-            log.advance(2)
-            time.sleep(0.01)
-        time.sleep(1)
+        log.expect(1_000_000)
+        assert eventually(lambda: log.advance(1) or len(sent) >= 4)
+        time.sleep(0.5)  # no news
     percents = [percent for _, percent in sent]
     assert percents == sorted(set(percents))
-    assert percents[-1] == 100
-    assert 3 <= len(percents) < 12
+    assert percents[-1] == log._done / 10_000
+    assert len(percents) <= 2 + (time.monotonic() - started) / 0.2
 
 
 def test_a_server_that_does_not_answer_holds_up_no_run(sent: list[tuple[UUID, float]], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,7 +63,7 @@ def test_a_server_that_does_not_answer_holds_up_no_run(sent: list[tuple[UUID, fl
     with log.shown():
         log.expect(1)
         log.advance(1)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 25
 
 
 def test_a_server_that_refuses_is_told_in_the_log(

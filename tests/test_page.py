@@ -164,9 +164,7 @@ def past_of(report: RunReport, nights: int) -> Past:
             shift = float(rng.normal(0, 0.01)) - 0.004 * day
             moved = {end: None if (v := getattr(row, end)) is None else min(1.0, v + shift) for end in ("value", "low", "high")}
             rows.append(row.model_copy(update=facts | moved))
-    names = [info.name for info in report.classes]
-    shares = tuple({name: 1 / len(names) + float(rng.normal(0, 0.002)) for name in names} for _ in range(nights))
-    return Past(tuple(rows), shares)
+    return Past(tuple(rows))
 
 
 def with_pictures(report: RunReport, folder: Path, side: int) -> RunReport:
@@ -310,9 +308,9 @@ def test_history_is_read_from_beside_the_run_and_only_from_before_it(tmp_path: P
 
     past = read_past(tmp_path / "runs" / runs[1].run_id, runs[1])
     assert {row.run_id for row in past.rows} == {runs[0].run_id}
-    assert len(past.shares) == 1
-    assert sum(past.shares[0].values()) == pytest.approx(1)
-    assert past.shares[0]["water"] == pytest.approx(Findings(runs[0]).classes[1].mask_share)
+    shares = {row.class_name: row.value for row in past.rows if row.metric == "mask_share"}
+    assert sum(v or 0 for v in shares.values()) == pytest.approx(1)
+    assert shares["water"] == pytest.approx(Findings(runs[0]).classes[1].mask_share)
     assert read_past(tmp_path / "elsewhere", runs[1]) == Past()
 
 
@@ -325,14 +323,17 @@ def test_a_damaged_history_is_told_and_costs_nothing_else(tmp_path: Path) -> Non
 
 
 def test_shares_beyond_all_earlier_ones_are_unusual() -> None:
-    findings = Findings(report_of([image_of(0, 3)], 3))
-    now = {c.name: c.mask_share for c in findings.classes}
-    water, rest = now["water"], {name: share for name, share in now.items() if name != "water"}
-    earlier = [{**rest, "water": water - 0.1 - n / 100} for n in range(5)]
+    report = report_of([image_of(0, 3)], 3)
+    rows = [
+        row.model_copy(update={"run_id": str(n), "value": (row.value or 0) - (0.1 + n / 100) * (row.class_name == "water")})
+        for n in range(5)
+        for row in rows_of(report)
+        if row.metric == "mask_share"
+    ]
 
-    found = {d.name: d.unusual for d in drifts(findings, Past(shares=tuple(earlier)))}
+    found = {d.signal.name: d.unusual for d in drifts(report, Past(tuple(rows)))}
     assert found == {SCRIPT: False, "water": True, "forest": False}
-    assert not any(d.unusual for d in drifts(findings, Past(shares=tuple(earlier[:4])))), "four runs are too few to tell"
+    assert not any(d.unusual for d in drifts(report, Past(tuple(rows[:12])))), "four runs are too few to tell"
 
 
 def test_calibration_is_that_of_the_sum_over_images() -> None:
@@ -355,6 +356,9 @@ def test_seams_are_advised_of_only_where_they_are() -> None:
         for c in (level, seam)
     )
 
+    faint = tuple((52 if b < 20 else 50, 950) for b in range(64))
+    slight = measured.seams(report_of([image_of(0, 3, edge_errors=EdgeCounts(**TILING, bin_px=2, counts=faint))], 3))[0]
+    assert slight.sentence.startswith("No seams to be seen")
     assert flat.errors
     assert flat.sentence.startswith("No seams to be seen")
     assert "overlap of 80 px, now 64 px, would help" in steep.sentence
@@ -366,11 +370,11 @@ def test_the_error_map_shows_each_square_in_its_place() -> None:
     picture = np.asarray(Image.open(io.BytesIO(found.png)).convert("RGBA"))
 
     assert full == 1.0
-    assert picture.shape == (3, 4, 4)  # 1500 x 2000 px in squares of 512
-    assert picture[0, 0, 3] == 0
-    assert picture[0, 3].tolist() == [213, 94, 0, 128]
-    assert picture[2, 1].tolist() == [213, 94, 0, 255]
-    assert picture[1, 1, :3].tolist() == [128, 128, 128], "not labelled"
+    assert picture.shape == (23, 31, 4), "1500 x 2000 px, of which 512 are 8 of the picture"
+    assert picture[:8, :8, 3].max() == 0
+    assert picture[0, 24].tolist() == picture[7, 30].tolist() == [213, 94, 0, 128]
+    assert picture[16, 8].tolist() == picture[22, 15].tolist() == [213, 94, 0, 255]
+    assert picture[8, 8, :3].tolist() == [128, 128, 128], "not labelled"
     assert found.worst == "100 % wrong at row 1,024, column 512"
 
 

@@ -387,7 +387,7 @@ def test_invalid_pixels_do_not_bleed_into_coarser_ones(data: Path) -> None:
 
 
 def test_memory_does_not_grow_with_the_scale(raster: Raster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.sources.raster.STRIP_PIXELS", 4000)
+    monkeypatch.setattr("pipeline.sources.stored.STRIP_PIXELS", 4000)
     windows: list[Window] = []
     read_native = rasterfile.RasterFile.read
     monkeypatch.setattr(rasterfile.RasterFile, "read", lambda file, window: windows.append(window) or read_native(file, window))
@@ -420,7 +420,7 @@ def test_any_window_is_the_crop_of_the_whole(
     whole = read(spec)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.sources.raster.STRIP_PIXELS", strip)
+        patch.setattr("pipeline.sources.stored.STRIP_PIXELS", strip)
         part = read(spec, window)
 
     assert part.data.tobytes() == whole.data[:, *window.slices].tobytes()

@@ -76,6 +76,10 @@ def test_a_trained_model_segments_and_scores(scenes: Path) -> None:
     assert read_card(trained.folder) == trained.card
     assert [c.value for c in trained.card.classes] == [1, 2]
     assert trained.card.activation_bytes_per_pixel > 0
+    known = trained.card.fingerprint
+    assert known is not None
+    assert (known.images, len(known.band_px), len(known.class_px)) == (2, len(trained.card.bands), 2)
+    assert min(known.class_px) > 0
 
     morning = run_night(configured(scenes), Quiet(), "gigamask run")
     image = next(i for i in morning.report.images if i.uri.endswith("c.tif"))

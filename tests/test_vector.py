@@ -25,14 +25,13 @@ from rasterio.warp import transform_geom
 from flows.console import Quiet
 from pipeline import truth as truth_module
 from pipeline import vectorfile
-from pipeline.alignment import TruthSpec
+from pipeline.alignment import MaskFacts, TruthSpec
 from pipeline.card import ClassInfo
 from pipeline.config import SerialCluster, TruthConfig, config_of, load_config
 from pipeline.errors import ConfigError, TruthError
 from pipeline.grid import Window
 from pipeline.image import WorkingGrid, working_grid
 from pipeline.night import run_night
-from pipeline.plan import MaskFacts
 from pipeline.rasterfile import crs_of
 from pipeline.single import evaluate_one, segment_one
 from pipeline.sources import describe
@@ -520,8 +519,9 @@ def test_polygons_in_pixels_need_no_georeference(tmp_path: Path) -> None:
     grid = WorkingGrid(height=2, width=3, scale_row=2, scale_col=2)
     mask = MaskFacts(image="/archive/slide.tif", model="m", classes=CLASSES, grid=grid, native_shape=(4, 6))
     assert codes(TruthConfig(constant="road", crs="pixel"), path, mask).tolist() == [[0, 2, 0], [0, 0, 0]]
+    elsewhere = write_layer(tmp_path / "l.gpkg", [shapely.box(2, 0, 4, 2)], crs=UTM)
     with pytest.raises(TruthError, match=r"no georeference.*truth.crs: pixel"):
-        plan_labels(BUILDING, str(path), mask)
+        plan_labels(BUILDING, str(elsewhere), mask)
 
 
 def test_images_over_the_180th_meridian_are_refused(tmp_path: Path) -> None:

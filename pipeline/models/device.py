@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from pipeline.blend import Blending
 from pipeline.card import ModelCard
+from pipeline.edges import Winners
 from pipeline.errors import ModelError
 from pipeline.grid import Lattice, Window
 from pipeline.models.batches import check_batch, padded
@@ -47,6 +49,8 @@ class DevicePredictor(Predictor):
         self._divisor = torch.tensor(card.scaling.divisor, dtype=torch.float32, device=self._device)[:, None, None]
         self._one_at_a_time = threading.Lock()
         """Passes of two threads at once would take twice the device's memory."""
+        self._own = threading.local()
+        """Of each thread: `passes`, how long each of its passes took."""
 
     def outputs(self, data: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[np.float32]:
         check_batch(self.card, data, valid)
@@ -75,6 +79,39 @@ class DevicePredictor(Predictor):
         pinned: NDArray[Any] = torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy().view(dtype).reshape(shape)
         return pinned
 
+    def winners(self, outputs: Tensor) -> Winners:
+        """As for every predictor; asked of the device at once, and waited for only when they are wanted."""
+        with torch.inference_mode():
+            winner = (outputs[0] > 0).to(torch.uint8) if len(outputs) == 1 else outputs.argmax(dim=0)
+            winner = winner.to(torch.uint8 if len(self.card.classes) <= 256 else torch.int32)
+            if not self._cuda:
+                here = winner.cpu().numpy()
+                return lambda: here
+            coming = torch.empty(winner.shape, dtype=winner.dtype, pin_memory=True).copy_(winner, non_blocking=True)
+        arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        arrived.record(torch.cuda.current_stream(self._device))
+
+        def labels() -> NDArray[Any]:
+            arrived.synchronize()
+            found: NDArray[Any] = coming.numpy()
+            return found
+
+        return labels
+
+    def device_seconds(self) -> float | None:
+        """As for every predictor; waits for the passes that are still under way. None of devices that have no clock for it."""
+        seconds = sum(took.seconds for took in self._timed)
+        self._timed.clear()
+        return seconds if self._device.type in ("cuda", "cpu") else None
+
+    @property
+    def _timed(self) -> list[_Stopwatch]:
+        """Of the calling thread's passes."""
+        if not hasattr(self._own, "passes"):
+            self._own.passes = []
+        passes: list[_Stopwatch] = self._own.passes
+        return passes
+
     @property
     def device(self) -> torch.device:
         """Where it computes."""
@@ -102,10 +139,13 @@ class DevicePredictor(Predictor):
         with self._one_at_a_time:
             while start < len(samples):
                 part = slice(start, start + self._batch)
+                took = _Stopwatch(self._device)
                 try:
                     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
                         answers.append(self._forward(normalised(samples[part], valid[part], self._offset, self._divisor)))
                     start += self._batch
+                    took.stop()
+                    self._timed.append(took)
                     continue
                 except torch.OutOfMemoryError as e:
                     if self._batch == 1 or self._fixed:
@@ -118,6 +158,38 @@ class DevicePredictor(Predictor):
                 if self._cuda:
                     torch.cuda.empty_cache()
         return answers[0] if len(answers) == 1 else torch.cat(answers)
+
+
+class _Stopwatch:
+    """How long the device is at what is asked of it between start and stop.
+
+    By its own clock where it has one, as calls return before it has begun. Passes of several threads wait for each other on the
+    device's one stream, so that no time counts twice.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._began: Any = self._now()
+        self._ended: Any = None
+
+    def stop(self) -> None:
+        """What is asked from now on is not counted."""
+        self._ended = self._now()
+
+    @property
+    def seconds(self) -> float:
+        """Waits until the device is done."""
+        if not self._cuda:
+            return float(self._ended - self._began)
+        self._ended.synchronize()
+        return float(self._began.elapsed_time(self._ended)) / 1000
+
+    def _now(self) -> Any:
+        if not self._cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event
 
 
 @dataclass

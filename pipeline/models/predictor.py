@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.blend import Activation, Blender, Blending
 from pipeline.card import ModelCard
+from pipeline.edges import Winners, winners_of
 from pipeline.grid import Lattice, Window
 from pipeline.models.batches import activated, check_finite
 
@@ -70,6 +71,14 @@ class Predictor(ABC):
     def blender(self, lattice: Lattice, core: Window, *, confidence: bool) -> Blending:
         """What turns the outputs that `stream` yields into labels of `core`."""
         return Blender(lattice, core, len(self.card.classes), activation=self.activation, confidence=confidence)
+
+    def winners(self, outputs: Any) -> Winners:
+        """The labels (h, w) that a part (channels, h, w) of what `stream` yields would have by itself, to be asked for later."""
+        return winners_of(outputs)
+
+    def device_seconds(self) -> float | None:
+        """How long a device of its own computed for the calling thread since it last asked; None where there is none."""
+        return None
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
         """Memory for a group's tiles."""

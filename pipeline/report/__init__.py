@@ -37,7 +37,7 @@ def render(folder: Path, out: Path | None = None) -> dict[str, Path]:
     from pipeline.report.findings import Findings
     from pipeline.report.outputs import junit_xml, multiqc_json
     from pipeline.report.page import page_html
-    from pipeline.report.past import read_past
+    from pipeline.report.past import drifts, odd_words, read_past
     from pipeline.report.summary import summary_md
     from pipeline.report.tables import per_class_csv, per_image_parquet
 
@@ -46,13 +46,15 @@ def render(folder: Path, out: Path | None = None) -> dict[str, Path]:
     findings = Findings(read_report(folder))
     if out.resolve() != folder.resolve():
         _take_pictures(findings.report, folder, out)
+    past = read_past(folder, findings.report)
+    odd = odd_words(drifts(findings.report, past), findings.inputs)
     contents = {
         "per_class.csv": per_class_csv(findings).encode(),
         "per_image.parquet": per_image_parquet(findings),
-        "summary.md": summary_md(findings).encode(),
+        "summary.md": summary_md(findings, odd).encode(),
         "junit.xml": junit_xml(findings),
         "gigamask_mqc.json": multiqc_json(findings).encode(),
-        "report.html": page_html(findings, out, read_past(folder, findings.report)).encode(),
+        "report.html": page_html(findings, out, past).encode(),
     }
     return {name: _put(out / name, content) for name, content in contents.items()}
 

@@ -36,7 +36,11 @@ class ImageResult(Frozen):
     width: int = 0
     """At working resolution."""
     pixel_area_m2: float | None = None
-    """Ground area of a working pixel; None without georeference."""
+    """Area of a working pixel, on the ground or on the slide; None where its size is not known."""
+    read_as: str | None = None
+    """Of a slide: its format, the size of its pixels and where that was found, the level that was worked at."""
+    looked_at: str | None = None
+    """How that part of the image was found or drawn which alone is looked at; None: all of it is."""
     tiles: int = 0
     """Tiles predicted, those on block borders more than once."""
     blocks: int = 0
@@ -48,6 +52,8 @@ class ImageResult(Frozen):
     """Attempts at its blocks beyond the first of each."""
     deaths: int = 0
     """How many of them followed the death of a worker."""
+    device_seconds: float | None = None
+    """How long GPUs computed for it; None without any."""
     load_seconds: float = 0.0
     """Of the time of each worker, how long its model took to load: the longest."""
     class_px: list[int] = Field(default_factory=list)
@@ -72,6 +78,11 @@ class ImageResult(Frozen):
     """(wrong, right) pixels by distance to the border of the tile that saw them deepest; see pipeline.statistics.edges."""
     edge_disagreement: EdgeCounts | None = None
     """(differing, equal) pixels by distance to the border of the nearer of two tiles, in a sample of their overlaps."""
+    band_px: list[list[int]] | None = None
+    """What the model was shown: samples by band of the model, in the bins that ModelFacts has. None where it is not known, as in
+    the next one."""
+    confidence_px: list[int] | None = None
+    """Pixels that have a class by the model's confidence, in equal steps from 0 to 1; labels are not needed."""
     block_errors: ErrorCells | None = None
     """Where in the image the errors are."""
     quicklook: dict[str, str] = Field(default_factory=dict)
@@ -83,6 +94,19 @@ class ImageResult(Frozen):
         return None if self.counts is None else np.array(self.counts, np.int64)
 
 
+class BandFacts(Frozen):
+    """How samples of one band are counted, and which ones the model was trained on."""
+
+    name: str
+    low: float
+    width: float
+    """Of bins in raw units, as in pipeline.statistics.samples: one below `low`, equal ones of `width`, one above."""
+    training_px: list[int] | None = None
+    """Samples of the training images in these bins; None where the model's card does not tell, as in the next one."""
+    apart: float | None = None
+    """How far the training image that is least like the others is from these: 0 alike, 1 nothing in common."""
+
+
 class ModelFacts(Frozen):
     """Which model answered."""
 
@@ -91,6 +115,12 @@ class ModelFacts(Frozen):
     path: str
     licence: str = "unknown"
     training: dict[str, Any] = Field(default_factory=dict)
+    bands: list[BandFacts] = Field(default_factory=list)
+    """In the model's order."""
+    training_images: int = 0
+    """Whose samples are known."""
+    training_class_px: list[int] | None = None
+    """Labelled pixels of the training by class code, where known."""
 
 
 class Changes(Frozen):
@@ -308,6 +338,8 @@ class RunReport(Frozen):
     """Versions of gigamask and of what it stands on."""
     workers: str
     """Which workers did the work, in words."""
+    processes: int | None = None
+    """How many they were, each with a GPU at most; None where it was not noted."""
     config: dict[str, Any]
     config_digest: str
     model: ModelFacts

@@ -23,6 +23,7 @@ from pipeline.report.contract import (
     ScoreEstimate,
 )
 from pipeline.report.evaluation import evaluate
+from pipeline.report.signals import InputCheck
 from pipeline.report.words import interval, listed, number, of, percent, score, signed
 from pipeline.statistics.bootstrap import ENOUGH_UNITS, LEAST_UNITS
 
@@ -119,6 +120,11 @@ class Findings:
         self.counts: Counts | None = report.counts
         self.scores: Scores | None = report.scores
         self.image_scores: dict[str, Scores | None] = {i.id: report.image_scores(i) for i in report.images}
+
+    @cached_property
+    def inputs(self) -> InputCheck:
+        """What the model was shown against its training."""
+        return InputCheck(self.report)
 
     @cached_property
     def evaluation(self) -> Evaluation:
@@ -311,6 +317,8 @@ class Findings:
         comparison = self.evaluation.comparison
         if comparison is None or (moved := comparison.overall["miou"]).delta is None:
             return None
+        if moved.delta == moved.low == moved.high == 0:
+            return f"as in run {comparison.baseline.run_id}"
         span = "no interval" if moved.low is None else f"95 % interval {interval(moved.low, moved.high, signed)}"
         return f"{signed(moved.delta)} against run {comparison.baseline.run_id} ({span})"
 
@@ -367,7 +375,12 @@ class Findings:
                 f"{of(len(comparison.relabelled), 'image')} left out of the comparison: the reference is not the one of run "
                 f"{comparison.baseline.run_id}"
             )
-        return notes
+        return notes + self._strange_inputs * (not self.inputs.matters)
+
+    @property
+    def _strange_inputs(self) -> list[str]:
+        """In what the images are unlike the training's; nothing where they are not."""
+        return [said.rstrip(".") for said in self.inputs.words] if self.inputs.strange or self.inputs.unlike else []
 
     @cached_property
     def _reasons(self) -> list[str]:
@@ -403,7 +416,7 @@ class Findings:
                 )
         elif any(image.truth and not image.truth_error and image.class_px for image in self.report.images):
             reasons.append("There are reference labels, but no pixel is both labelled and with data")
-        return reasons + self.unknown_label_notes
+        return reasons + self.unknown_label_notes + self._strange_inputs * self.inputs.matters
 
 
 def first_line(text: str, most: int = 200) -> str:

@@ -26,6 +26,8 @@ SMALLEST = 260
 """Least px of the longer side of a picture within the page."""
 GAIN = 0.6
 """About what is left of a file when it becomes WebP."""
+TRIED = 5
+"""Images that show how much really is."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def gallery(findings: Findings, folder: Path) -> Gallery:
     pictured = [image for image in findings.worst_first if image.quicklook]
     found = {image.id: _pictures(image, folder) for image in pictured[:GALLERY]}
     size = sum(path.stat().st_size for paths in found.values() for path in paths.values()) * 4 / 3
-    scale = min(1.0, 0.85 * (EMBEDDED_BYTES / max(1.0, size * GAIN)) ** 0.5)
+    scale = _fitting(found, min(1.0, 0.85 * (EMBEDDED_BYTES / max(1.0, size * GAIN)) ** 0.5), size)
     shots, left, beside = [], EMBEDDED_BYTES, 0
     for image in pictured[:GALLERY]:
         paths = found[image.id]
@@ -78,6 +80,15 @@ def gallery(findings: Findings, folder: Path) -> Gallery:
             sources = {kind: Markup.escape(quote(image.quicklook[kind])) for kind in paths}
         shots.append(_shot(findings, image, sources))
     return Gallery(shots, beside, len(pictured))
+
+
+def _fitting(found: dict[str, dict[str, Path]], scale: float, size: float) -> float:
+    """`scale`, or less where a few images show that the page would not hold them all; `size` of all files, as base64."""
+    tried = [path for paths in list(found.values())[:TRIED] for path in paths.values()]
+    part = sum(path.stat().st_size for path in tried) * 4 / 3
+    expected = EMBEDDED_BYTES * part / max(1.0, size)
+    taken = sum(len(_within(path, scale)) for path in tried)
+    return scale * min(1.0, 0.93 * (expected / taken) ** 0.5) if taken > 0.97 * expected else scale
 
 
 def data_uri(data: bytes, kind: str = "png") -> Markup:

@@ -22,6 +22,7 @@ from pipeline.image import Frozen
 from pipeline.report import read_report
 from pipeline.report.contract import RunReport
 from pipeline.report.evaluation import evaluate
+from pipeline.report.signals import signals
 
 HISTORY = "history.parquet"
 
@@ -56,10 +57,11 @@ class HistoryRow(Frozen):
     unit: str
     """image or group."""
     metric: str
-    """As in Evaluation."""
+    """As in Evaluation; or what needs no labels, as in pipeline.report.signals."""
     code: int | None
-    """Class code; None for scores of all classes."""
+    """Class code, or position of a band; None for what is of all."""
     class_name: str | None
+    """Name of the class or band."""
     value: float | None
     low: float | None
     high: float | None
@@ -87,7 +89,7 @@ class Baseline:
 
 
 def rows_of(report: RunReport) -> list[HistoryRow]:
-    """What is kept of a run: a row for each metric, and for each metric of each class."""
+    """What is kept of a run: a row for each metric, for each metric of each class, and for what is told without labels."""
     found = report.evaluation or evaluate(report)
     facts: dict[str, Any] = {
         "run_id": report.run_id,
@@ -108,7 +110,7 @@ def rows_of(report: RunReport) -> list[HistoryRow]:
         "scored_images": found.images,
         "unit": found.unit,
     }
-    return [
+    scores = [
         HistoryRow(
             **facts,
             metric=metric,
@@ -121,6 +123,10 @@ def rows_of(report: RunReport) -> list[HistoryRow]:
         )
         for code, entries in [(None, found.overall), *enumerate(found.classes)]
         for metric, e in entries.items()
+    ]
+    return scores + [
+        HistoryRow(**facts, metric=s.metric, code=s.code, class_name=s.name, value=s.value, low=None, high=None, units=s.images)
+        for s in signals(report)
     ]
 
 

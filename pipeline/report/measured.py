@@ -18,10 +18,14 @@ from pipeline.statistics.edges import EdgeCurve, OverlapAdvice, advise_overlap, 
 
 WRONG_RGB = (213, 94, 0)
 """Of the error map; its opacity says how much is wrong."""
+SQUARE = 8
+"""Side of a square of the error map, in px of the picture."""
 LEAST_FULL = 0.05
 """Least share of wrong pixels at which a square of the error map is as strong as it gets."""
 SLIGHT = 0.005
 """Differences of shares that are none to speak of."""
+FAINT = 0.05
+"""And differences of errors along seams that are, as a share of those elsewhere."""
 RARE = 0.01
 """Distances with fewer pixels, as a share of the commonest one's, are chance: a few tiles that were moved in."""
 
@@ -52,13 +56,18 @@ def borders(report: RunReport) -> list[Borders]:
     measured = [image.boundary for image in report.images if image.boundary]
     return [
         Borders(
-            f"{found.size:g} {found.unit}",
+            _tolerance(found.size, found.unit),
             boundary_iou(found.counts).tolist(),
             surface_dice(found.counts).tolist(),
             sum(any((s.unit, s.size) == (found.unit, found.size) for s in scores) for scores in measured),
         )
         for found in sum_boundaries(measured)
     ]
+
+
+def _tolerance(size: float, unit: str) -> str:
+    """In micrometres under a microscope: 2 µm, not 2e-06 m."""
+    return f"{size * 1e6:g} µm" if unit == "m" and size < 1e-3 else f"{size:g} {unit}"
 
 
 @dataclass(frozen=True)
@@ -113,7 +122,8 @@ class Seam:
             return "There are too few distances to tell anything."
         if self.errors:
             told = f"{percent(found.edge)} wrong nearest to the seams, {percent(found.interior)} in the middle of tiles"
-            if found.overlap <= self.overlap or found.edge - found.interior < SLIGHT:
+            enough = found.overlap <= self.overlap + 2 * self.bin_px
+            if enough or found.edge - found.interior < max(SLIGHT, FAINT * found.interior):
                 return f"No seams to be seen in the errors: {told}. The overlap of {self.overlap} px is enough."
             return (
                 f"Errors are more frequent along seams: {told}. They are no more so from {found.distance} px on, so an overlap "
@@ -143,6 +153,8 @@ def seams(report: RunReport) -> list[Seam]:
 
 def _seam(total: EdgeCounts, counts: np.ndarray[tuple[int, int], np.dtype[np.int64]], images: int, *, errors: bool) -> Seam:
     width = total.bin_px
+    if errors and counts[:-1].any():
+        counts = np.concatenate([counts[:-1], np.zeros((1, 2), np.int64)])  # at the image's edges there is no border at all
     counts = np.where(counts.sum(1, keepdims=True) < RARE * counts.sum(1).max(), 0, counts)
     return Seam(total.tile, total.overlap, width, edge_curve(counts, width), advise_overlap(counts, width), images, errors)
 
@@ -153,10 +165,11 @@ class ErrorMap:
 
     image: ImageResult
     png: bytes
-    """A pixel a square: see-through where nothing is wrong, the stronger the more is; grey where nothing is labelled."""
+    """Squares: see-through where nothing is wrong, the stronger the more is; grey where nothing is labelled. Those at the edges
+    are cut off where the image ends."""
     height: int
     width: int
-    """In squares."""
+    """Of the picture, in px."""
     share: float
     """Of its labelled pixels that is wrong."""
     cell_px: int
@@ -179,19 +192,26 @@ def error_maps(report: RunReport) -> tuple[list[ErrorMap], float]:
 def _error_map(image: ImageResult, cells: ErrorCells, full: float) -> ErrorMap:
     labelled, wrong = (sum(cell[n] for cell in cells.cells) for n in (2, 3))
     sides = image.height, image.width  # 0 where the image could not even be planned: only its labels are known then
-    height, width = (max(-(-side // cells.cell_px), 1 + max(c[n] for c in cells.cells)) for n, side in enumerate(sides))
+    squares = [max(-(-side // cells.cell_px), 1 + max(c[n] for c in cells.cells)) for n, side in enumerate(sides)]
+    height, width = (
+        max(1, round(side / cells.cell_px * SQUARE)) if side > 0 else count * SQUARE
+        for side, count in zip(sides, squares, strict=True)
+    )
     enough = labelled / len(cells.cells) / 10
     row, col, of, bad = max(cells.cells, key=lambda cell: (cell[2] >= enough, cell[3] / cell[2]))
     worst = (
         f"{percent(bad / of)} wrong at row {row * cells.cell_px:,}, column {col * cells.cell_px:,}" if bad else "nothing wrong"
     )
-    return ErrorMap(image, _map_png(cells, height, width, full), height, width, wrong / labelled, cells.cell_px, worst)
+    picture = _map_png(cells, squares, (height, width), full)
+    return ErrorMap(image, picture, height, width, wrong / labelled, cells.cell_px, worst)
 
 
-def _map_png(cells: ErrorCells, height: int, width: int, full: float) -> bytes:
-    picture = np.full((height, width, 4), (128, 128, 128, 90), np.uint8)
+def _map_png(cells: ErrorCells, squares: list[int], shape: tuple[int, int], full: float) -> bytes:
+    """`squares` (rows, columns) there are; `shape` (height, width) of the picture."""
+    picture = np.full((*squares, 4), (128, 128, 128, 90), np.uint8)
     for row, col, labelled, wrong in cells.cells:
         picture[row, col] = (*WRONG_RGB, round(min(1.0, wrong / labelled / full) * 255))
+    picture = picture.repeat(SQUARE, 0).repeat(SQUARE, 1)[: shape[0], : shape[1]]
     encoded = io.BytesIO()
     Image.fromarray(picture).save(encoded, "PNG", optimize=True)
     return encoded.getvalue()

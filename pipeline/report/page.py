@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from dataclasses import dataclass
 from datetime import datetime
 from math import isnan
 from pathlib import Path
@@ -20,9 +21,10 @@ from pipeline.report.contract import ImageResult, RunReport
 from pipeline.report.findings import Findings, first_line, image_name, lost_px
 from pipeline.report.gallery import data_uri, gallery, search_words
 from pipeline.report.measured import Seam, borders, error_maps, reliability, seams
-from pipeline.report.past import Night, Past, days, drifts, nights
+from pipeline.report.past import Drift, Night, Past, days, drift_words, drifts, nights
 from pipeline.report.plots import Mark, Point
 from pipeline.report.quicklook import CONFUSED, FALSE_ALARM, MISSED, WRONG, special_colors
+from pipeline.report.signals import Band, Signal, confidence, of_training, signals, told
 from pipeline.report.steps import HEADLINES, cite, next_steps
 from pipeline.report.summary import MARKS
 from pipeline.statistics.gates import WORDS
@@ -67,7 +69,6 @@ def page_html(findings: Findings, folder: Path, past: Past = Past()) -> str:  # 
         "borders": borders(report),
         "reliability": (calibrated := reliability(report)),
         "seams": (found_seams := seams(report)),
-        "drifts": drifts(findings, past),
         "cite": cite(findings),
         "config": _yaml(report.config),
         "training": _yaml(report.model.training),
@@ -78,6 +79,7 @@ def page_html(findings: Findings, folder: Path, past: Past = Past()) -> str:  # 
         **_images(findings),
         **_maps(findings),
         **_history(nights(past, report)),
+        **_unlabelled(findings, past),
     }
     context["reliability_plot"] = calibrated and plots.reliability(
         [(b.confidence, b.accuracy, b.pixels) for b in calibrated.found.bins if b.pixels], calibrated.sentence
@@ -197,9 +199,17 @@ def _run(findings: Findings) -> dict[str, Any]:
         "speed": pixels / report.seconds / 1e6 if pixels and report.seconds > 0 else None,
         "worker_speed": pixels / busy / 1e6 if pixels and busy > 0 else None,
         "ground_speed": _ground_speed(ground, report),
+        "gpu_busy": _gpu_busy(mine, report),
         "software": [f"{name} {version}" for name, version in report.software.items()],
         "causes": _causes(findings),
     }
+
+
+def _gpu_busy(mine: list[ImageResult], report: RunReport) -> float | None:
+    """Share of the run's time in which its GPUs computed; None without any."""
+    computed = [image.device_seconds for image in mine if image.device_seconds is not None]
+    there = report.seconds * (report.processes or 0)
+    return min(1.0, sum(computed) / there) if computed and there > 0 else None
 
 
 def _ground_speed(ground: float, report: RunReport) -> str | None:
@@ -377,6 +387,71 @@ def _seam_plot(seam: Seam) -> Markup:
     )
 
 
+def _unlabelled(findings: Findings, past: Past) -> dict[str, Any]:
+    """What needs no labels: signals of this run beside earlier ones, and bands beside the training."""
+    report, check = findings.report, findings.inputs
+    found, every, known = drifts(report, past), signals(report), report.model.training_class_px
+    if not found and not known and all(s.metric == "mask_share" for s in every):
+        every = []  # the table of classes has them
+    return {
+        "drift_words": drift_words(found, check),
+        "drifts": found,
+        "most_runs": max((d.runs for d in found), default=0),
+        "sure": confidence(report),
+        "training_known": known is not None and any(known),
+        "signal_rows": [SignalRow.of(s, report, found) for s in every if found or not s.metric.startswith("band")],
+        "bands": [{"band": band, "plot": _band_plot(band)} for band in check.bands],
+        "bands_known": any(band.training is not None for band in check.bands),
+        "strange": check.strange,
+    }
+
+
+def _band_plot(band: Band) -> Markup:
+    told = f"{band.name}: median {words.sample(band.now[2])}, from {words.sample(band.now[0])} to {words.sample(band.now[-1])}"
+    if band.training is not None:
+        told += f"; in the training {words.sample(band.training[2])}, {words.sample(band.training[0])} to "
+        told += words.sample(band.training[-1])
+    return plots.spans(band.now, band.training, told)
+
+
+@dataclass(frozen=True)
+class SignalRow:
+    """A number that needs no labels, as a row of a table."""
+
+    signal: Signal
+    name: str
+    training: float | None
+    """The same of the training's labels or samples, where known."""
+    drift: Drift | None
+
+    @classmethod
+    def of(cls, signal: Signal, report: RunReport, found: list[Drift]) -> SignalRow:
+        """The row of a signal of `report`."""
+        return cls(signal, told(signal), of_training(signal, report), next((d for d in found if d.signal == signal), None))
+
+    @property
+    def code(self) -> int | None:
+        """Of the class that it is about."""
+        return self.signal.code if self.signal.metric == "mask_share" else None
+
+    @property
+    def now(self) -> float:
+        """The number."""
+        return self.signal.value
+
+    def text(self, value: float | None) -> str:
+        """A value of its kind."""
+        return words.sample(value) if self.signal.metric == "band_median" else words.percent(value)
+
+    def place(self, value: float) -> float:
+        """Where on a bar of 100 a value lies that reaches somewhat beyond all there are."""
+        if self.drift is None:
+            return 0.0
+        least = min(0.0, self.drift.low, self.now)
+        reach = (max(self.drift.high, self.now) - least) * 1.1
+        return (value - least) / reach * 100 if reach else 0.0
+
+
 def _history(runs: list[Night]) -> dict[str, Any]:
     """Curves over runs; nothing where there is no earlier one with scores."""
     if sum((row := run.scores.get("miou")) is not None and row.value is not None for run in runs) < 2:
@@ -437,7 +512,20 @@ _environment = Environment(
 _environment.filters.update(
     {
         name: getattr(words, name)
-        for name in ("score", "signed", "interval", "chance", "percent", "number", "short", "duration", "of", "listed")
+        for name in (
+            "score",
+            "signed",
+            "interval",
+            "chance",
+            "percent",
+            "number",
+            "short",
+            "duration",
+            "of",
+            "listed",
+            "sample",
+            "minus",
+        )
     }
 )
 _environment.filters.update(moment=_moment, image_name=image_name, area=_ground, first_line=first_line)

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-import csv
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from math import sqrt
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 
 from pipeline.errors import StoreError
 from pipeline.report.contract import RunReport
-from pipeline.report.findings import Findings
 from pipeline.report.history import HistoryRow, history, rows_of
+from pipeline.report.signals import InputCheck, Signal, signals, told
+from pipeline.report.words import listed, of
+from pipeline.statistics.chance import student_below
+from pipeline.statistics.gates import WORDS
+from pipeline.statistics.paired import holm
 
 MOST_RUNS = 60
 """Runs that a curve can show, this one included."""
 ENOUGH_RUNS = 5
-"""Earlier runs from which on a share beyond all of theirs is worth a word."""
+"""Earlier runs from which on a number beyond all of theirs is worth a word."""
+OF_ANY_MODEL = ("mask_share", "band_median")
+"""Signals that are held against runs of other models too: that another model finds other shares is worth a word."""
+CHANCE = 0.05
+"""That any of a run's signals is called unusual though nothing has changed."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +34,6 @@ class Past:
     """Earlier runs, the first one first."""
 
     rows: tuple[HistoryRow, ...] = ()
-    shares: tuple[dict[str, float], ...] = ()
-    """Share of each class, by name, in the masks of each earlier run that still has its tables."""
     problem: str | None = None
     """Why there is nothing of them, where something is wrong."""
 
@@ -41,9 +48,8 @@ def read_past(folder: Path, report: RunReport) -> Past:
         rows = [row for row in history(home, report.name) if row.part == report.part and _before(row, report)]
     except StoreError as e:
         return Past(problem=str(e))
-    kept = list(dict.fromkeys(row.run_id for row in rows))[-(MOST_RUNS - 1) :]
-    shares = [share for run_id in kept if (share := _shares(output / "runs" / run_id / "per_class.csv"))]
-    return Past(tuple(row for row in rows if row.run_id in set(kept)), tuple(shares))
+    kept = set(list(dict.fromkeys(row.run_id for row in rows))[-(MOST_RUNS - 1) :])
+    return Past(tuple(row for row in rows if row.run_id in kept))
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,7 @@ def nights(past: Past, report: RunReport) -> list[Night]:
             outcome=first.outcome,
             failed_images=first.failed_images,
             scored_images=first.scored_images,
-            scores={row.metric: row for row in rows if row.class_name is None},
+            scores={row.metric: row for row in rows if row.class_name is None and row.metric in WORDS},
             iou={row.class_name: row.value for row in rows if row.class_name is not None and row.metric == "iou"},
         )
         for run_id, rows in by_run.items()
@@ -88,31 +94,72 @@ def nights(past: Past, report: RunReport) -> list[Night]:
 
 @dataclass(frozen=True)
 class Drift:
-    """The share of one class in the masks, and what it was before."""
+    """A number that needs no labels, and what it was in earlier runs."""
 
-    code: int
-    name: str
-    now: float
+    signal: Signal
     mean: float
     low: float
     high: float
     """Of earlier runs."""
     runs: int
+    p: float
+    """How readily a run like the earlier ones would be as far from their mean, corrected for the number of signals (Holm)."""
 
     @property
     def unusual(self) -> bool:
-        """Whether none of enough earlier runs had so little, or so much, of it."""
-        return self.runs >= ENOUGH_RUNS and not self.low <= self.now <= self.high
+        """Whether it is beyond all of enough earlier runs, by more than chance and by more than a trifle."""
+        now = self.signal.value
+        beyond = not self.low <= now <= self.high and abs(now - self.mean) >= self.signal.least
+        return beyond and self.runs >= ENOUGH_RUNS and self.p < CHANCE
 
 
-def drifts(findings: Findings, past: Past) -> list[Drift]:
-    """By class; nothing where nothing is known of earlier masks."""
-    found = []
-    for c in findings.classes:
-        before = [share[c.name] for share in past.shares if c.name in share]
-        if before and c.mask_share == c.mask_share:
-            found.append(Drift(c.code, c.name, c.mask_share, fmean(before), min(before), max(before), len(before)))
-    return found
+def drifts(report: RunReport, past: Past) -> list[Drift]:
+    """Of every signal that earlier runs have too: of any model what masks and images are, of this one what is its own."""
+    found: list[tuple[Signal, list[float]]] = []
+    for signal in signals(report):
+        key, any_model = (signal.metric, signal.name), signal.metric in OF_ANY_MODEL
+        rows = [row for row in past.rows if any_model or row.model_digest == report.model.digest]
+        before = [row.value for row in rows if (row.metric, row.class_name) == key and row.value is not None]
+        if before:
+            found.append((signal, before))
+    chances = holm([_chance(signal.value, before) for signal, before in found])
+    return [
+        Drift(signal, fmean(before), min(before), max(before), len(before), 1.0 if p is None else p)
+        for (signal, before), p in zip(found, chances, strict=True)
+    ]
+
+
+def odd_words(found: Sequence[Drift], inputs: InputCheck) -> list[str]:
+    """What is unlike earlier runs or unlike the training, in sentences; nothing where nothing is."""
+    unusual = [told(drift.signal) for drift in found if drift.unusual]
+    said = []
+    if unusual:
+        why = "Another archive, season or sensor does that, and so does a model that has lost its way."
+        said.append(f"Unlike earlier runs: {listed(unusual)}. {why}")
+    return said + (inputs.words if inputs.strange or inputs.unlike else [])
+
+
+def drift_words(found: Sequence[Drift], inputs: InputCheck) -> list[str]:
+    """What a reader should take from signals and inputs, in sentences, also where all is as ever."""
+    odd, runs = odd_words(found, inputs), max((drift.runs for drift in found), default=0)
+    said = []
+    if runs >= ENOUGH_RUNS and not any(drift.unusual for drift in found):
+        said.append("As before: nothing is outside of what earlier runs had.")
+    elif 0 < runs < ENOUGH_RUNS:
+        there = "There is" if runs == 1 else "There are"
+        said.append(f"{there} {of(runs, 'earlier run')}, too few to call anything unusual.")
+    return [*said, *odd, *(inputs.words if not (inputs.strange or inputs.unlike) else [])]
+
+
+def _chance(now: float, before: Sequence[float]) -> float | None:
+    """Two-sided p of one more value of the same normal distribution (Student's t); None of too few."""
+    n = len(before)
+    if n < ENOUGH_RUNS:
+        return None
+    away, error = abs(now - fmean(before)), stdev(before) * sqrt(1 + 1 / n)
+    if error == 0:
+        return 1.0 if away == 0 else 0.0
+    return 2 * student_below(-away / error, n - 1)
 
 
 def _before(row: HistoryRow, report: RunReport) -> bool:
@@ -127,29 +174,14 @@ def _moment(text: str) -> datetime:
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-def _shares(path: Path) -> dict[str, float]:
-    """Shares of the classes from the table of an earlier run; nothing where it is not there or of another kind."""
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            pixels = {_plain(row["class"]): int(row["mask_px"]) for row in csv.DictReader(file)}
-    except (OSError, KeyError, ValueError, TypeError):
-        return {}
-    total = sum(pixels.values())
-    return {name: px / total for name, px in pixels.items()} if total else {}
-
-
-def _plain(name: str) -> str:
-    """Without the apostrophe that keeps a spreadsheet from running it."""
-    return name[1:] if name[:1] == "'" and name[1:].lstrip()[:1] in ("=", "+", "-", "@") else name
-
-
 def days(moments: Sequence[str]) -> list[str]:
-    """Short dates: 12 Nov; the text itself where it is none."""
+    """Short dates: 12 Nov; with the time where one day has several; the text itself where it is none."""
     found = []
     for text in moments:
         try:
             moment = datetime.fromisoformat(text)
-            found.append(f"{moment.day} {moment:%b}")
+            found.append((f"{moment.day} {moment:%b}", f"{moment:%H:%M}"))
         except ValueError:
-            found.append(text[:10])
-    return found
+            found.append((text[:10], ""))
+    several = {day for day, many in Counter(day for day, _ in found).items() if many > 1}
+    return [f"{day} {time}".strip() if day in several else day for day, time in found]

@@ -174,6 +174,24 @@ def spark(values: Sequence[float | None], label: str) -> Markup:
     return _svg(frame, out, label, "spark")
 
 
+def spans(now: Sequence[float], before: Sequence[float] | None, label: str) -> Markup:
+    """Quantiles of one band, five of each: a thin line from the first to the last, a bar between the inner two, a tick at the
+    median; those of `before` in grey beneath."""
+    width, height = 220.0, 30.0
+    known = [*now, *(before or ())]
+    frame = Frame(width, height, around(known, 0.04, least=1e-9, limits=(min(known), max(known))), (0, 1), 4, 4, 0, 0)
+    out = []
+    for values, y, kind in ((now, 9.0, "now"), (before, 22.0, "before")):
+        if values is not None:
+            low, first, middle, third, high = (frame.col(v) for v in values)
+            out.append(f'<path class="reach {kind}" d="M{low:.1f} {y}H{high:.1f}"/>')
+            out.append(
+                f'<rect class="{kind}" x="{first:.1f}" y="{y - 4}" width="{max(third - first, 1):.1f}" height="8" rx="1"/>'
+            )
+            out.append(f'<path class="middle" d="M{middle:.1f} {y - 5}V{y + 5}"/>')
+    return _svg(frame, out, label, "spans")
+
+
 def histogram(values: Sequence[tuple[str, float]], label: str, middle: float, x_text: str) -> Markup:
     """How `values` (name, 0...1) are spread: a cell for each, where there are many a bar for each twentieth."""
     places = 20

@@ -30,6 +30,10 @@ of another class called background, and the reverse."""
 CONFUSED = "#e69f00"
 """One class called another, neither of them background."""
 
+OUTLINE, OUTLINE_EDGE = "#00e5ff", "#003844"
+"""The border of what is looked at, within and without."""
+_NEIGHBOURS = ((-1, 0), (1, 0), (0, -1), (0, 1))
+
 _FAILED = ("#ff00d4", "#00ffe1", "#ff2a00", "#b6ff00")
 _NO_DATA = ("#b9c1d3", "#dde2ee", "#7f8aa3", "#4a5268", "#f4f4f2")
 _UNLABELLED = ("#e6e8eb", "#c4c8cc", "#8f9398", "#ffffff", "#565a5e")
@@ -87,12 +91,14 @@ def quicklook_pngs(
     mask: NDArray[np.unsignedinteger],
     reference: NDArray[np.unsignedinteger] | None,
     classes: tuple[ClassInfo, ...],
+    looked_at: NDArray[np.bool_] | None = None,
 ) -> dict[str, Image.Image]:
     """The pictures `image`, `truth`, `mask` and `errors` of one window; without reference only `image` and `mask`.
 
     `rgb` (h, w, 3); `valid` (h, w): True is real data; `mask` (h, w): codes of `mask_codes(len(classes))`; `reference`
     (h, w): class codes, and `len(classes)` where not labelled. Where there is a class `background`, a miss, a false alarm
-    and a confusion of two other classes have colours of their own.
+    and a confusion of two other classes have colours of their own. `looked_at` (h, w), of a slide's tissue or a drawn area, is
+    outlined on the image.
     """
     codes, special = mask_codes(len(classes)), special_colors(classes)
     failed_px, no_data_px = mask == codes.failed, mask == codes.no_data
@@ -100,6 +106,8 @@ def quicklook_pngs(
         raise ValueError(f"mask holds codes that {len(classes)} classes do not have")
 
     image = np.where(valid[..., None], rgb, _channels(special.no_data)).astype(np.uint8)
+    if looked_at is not None:
+        _outline(image, looked_at)
     painted = _paint(mask, classes)
     _flat(painted, no_data_px, special.no_data)
     _hatch(painted, failed_px, special.failed, "#000000")
@@ -198,6 +206,14 @@ def _muted(rgb: Rgb) -> Rgb:
 
 def _flat(picture: Rgb, where: NDArray[np.bool_], color: str) -> None:
     picture[where] = _channels(color)
+
+
+def _outline(picture: Rgb, inside: NDArray[np.bool_]) -> None:
+    """Draw the border of `inside`: light within, dark without, so that it is seen on any ground."""
+    near = np.pad(inside, 1, mode="edge")
+    around = [near[1 + row : 1 + row + inside.shape[0], 1 + col : 1 + col + inside.shape[1]] for row, col in _NEIGHBOURS]
+    _flat(picture, inside & ~np.logical_and.reduce(around), OUTLINE)
+    _flat(picture, ~inside & np.logical_or.reduce(around), OUTLINE_EDGE)
 
 
 def _hatch(picture: Rgb, where: NDArray[np.bool_], color: str, stripe: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from pipeline.report.contract import RunComparison, RunReport, ScoreDelta
 from pipeline.report.findings import Findings, first_line, image_name
@@ -12,9 +13,9 @@ from pipeline.statistics.gates import WORDS
 MARKS = {"good": "✓", "attention": "!", "bad": "✕"}
 
 
-def summary_md(findings: Findings) -> str:
-    """The run in a few lines of Markdown: verdict of gates and images, headline, change, worst classes, failed images, where the
-    report is."""
+def summary_md(findings: Findings, drift: Sequence[str] = ()) -> str:
+    """The run in a few lines of Markdown: verdict of gates and images, headline, change, worst classes, `drift` in sentences,
+    failed images, where the report is."""
     report, scores, cover = findings.report, findings.scores, findings.coverage
     verdict = findings.verdict
     blocks = [f"**{MARKS[verdict.level]} {_plain(verdict.sentence)}**", f"{_plain(report.title)} · run {_code(report.run_id)}"]
@@ -53,6 +54,8 @@ def summary_md(findings: Findings) -> str:
         blocks.append(f"Labels: {_plain(listed(findings.label_notes, 3))}.")
     if findings.unknown_label_notes:
         blocks.append(f"Labels: {listed(findings.unknown_label_notes, 2)}.")
+    if drift:
+        blocks.append(" ".join(map(_plain, drift)))
     if findings.changes:
         blocks.append(f"Archive: {findings.changes_words}.")
     troubled = findings.troubled

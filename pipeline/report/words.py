@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from math import isnan
 
@@ -28,6 +29,11 @@ def signed(delta: float | None) -> str:
     if delta is None or isnan(delta):
         return NONE
     return f"{delta:+.3f}".replace("-", "−") if delta else "0.000"
+
+
+def minus(text: str) -> str:
+    """Text whose negative numbers have a minus sign, not a hyphen."""
+    return re.sub(r"(?<![\w.-])-(?=\d)", "−", text)
 
 
 def interval(low: float | None, high: float | None, text: Callable[[float | None], str] = score) -> str:
@@ -59,6 +65,13 @@ def percent(share: float | None) -> str:
 def number(value: int) -> str:
     """A whole number, all of it."""
     return f"{value:,}"
+
+
+def sample(value: float | None) -> str:
+    """A raw sample: whole where it is large, three digits where it is small."""
+    if value is None or isnan(value):
+        return NONE
+    return f"{value:,.0f}" if abs(value) >= 100 or value == round(value) else f"{value:.3g}"
 
 
 def short(value: int) -> str:

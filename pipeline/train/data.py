@@ -12,12 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.alignment import TruthSpec
+from pipeline.card import Fingerprint, ModelCard
 from pipeline.codes import label_type
 from pipeline.config import TrainConfig
 from pipeline.grid import Window, blocks
 from pipeline.image import ImageSpec, WorkingGrid
 from pipeline.plan import ReadSpec
-from pipeline.sources import Source, open_source
+from pipeline.sources import Pixels, Source, open_source
+from pipeline.statistics.samples import BINS, bins_of, count_samples, farthest
 from pipeline.truth import Truth, open_truth
 
 CACHE_BYTES = 2 << 30
@@ -200,14 +202,38 @@ def band_statistics(scenes: Sequence[Labelled]) -> tuple[NDArray[np.float64], ND
     count = 0
     total = squares = np.zeros(0)
     for labelled in scenes:
-        height, width = labelled.grid.shape
-        every = [b.core for b in blocks(height, width, 512, 512)]
-        with open_source(labelled.read) as source:
-            for window in every[:: max(1, len(every) // 16)]:
-                pixels = source.read(window)
-                samples = pixels.data[:, pixels.valid].astype(np.float64)
-                count += samples.shape[1]
-                total = samples.sum(1) + (total if total.size else 0)
-                squares = (samples**2).sum(1) + (squares if squares.size else 0)
+        for _, pixels in _spread(labelled):
+            samples = pixels.data[:, pixels.valid].astype(np.float64)
+            count += samples.shape[1]
+            total = samples.sum(1) + (total if total.size else 0)
+            squares = (samples**2).sum(1) + (squares if squares.size else 0)
     mean = total / max(count, 1)
     return mean, np.sqrt(np.maximum(squares / max(count, 1) - mean**2, 1e-12))
+
+
+def fingerprint(scenes: Sequence[Labelled], card: ModelCard) -> Fingerprint:
+    """What the model of `card` is trained on, of the same windows; the card's scaling must be known."""
+    bins, classes = bins_of(card), len(card.classes)
+    class_px, images = np.zeros(classes + 1, np.int64), []
+    for labelled in scenes:
+        found = np.zeros((len(bins), BINS), np.int64)
+        with open_truth(labelled.truth, classes, *labelled.grid.shape) as truth:
+            for window, pixels in _spread(labelled):
+                found += count_samples(pixels.data, pixels.valid, (window.row, window.col), bins)
+                codes = truth.read(window).codes[pixels.valid]
+                class_px += np.bincount(codes, minlength=classes + 1)
+        images.append(found)
+    return Fingerprint(
+        images=len(images),
+        band_px=tuple(map(tuple, np.sum(images, axis=0).tolist())),
+        apart=tuple(round(value, 4) for value in farthest(images)),
+        class_px=tuple(class_px[:classes].tolist()),
+    )
+
+
+def _spread(labelled: Labelled) -> Iterator[tuple[Window, Pixels]]:
+    """About 16 windows spread over an image, and what they hold."""
+    every = [b.core for b in blocks(*labelled.grid.shape, 512, 512)]
+    with open_source(labelled.read) as source:
+        for window in every[:: max(1, len(every) // 16)]:
+            yield window, source.read(window)

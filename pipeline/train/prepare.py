@@ -10,20 +10,24 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.alignment import TruthSpec
+from pipeline.alignment import MaskFacts, TruthSpec
 from pipeline.archive import discover
 from pipeline.card import ClassInfo, ModelCard, Scaling
 from pipeline.config import Config, TrainConfig, TruthConfig
 from pipeline.errors import ConfigError, PlanError
 from pipeline.grid import Window
 from pipeline.image import ImageSpec, Resolution, SourceInfo
-from pipeline.plan import MaskFacts, ReadSpec, choose_bands, choose_filling, choose_grid
-from pipeline.sources import describe
-from pipeline.train.data import Labelled, band_statistics
+from pipeline.plan import ReadSpec, choose_bands, choose_filling, choose_grid
+from pipeline.sources import describe_image
+from pipeline.train.data import Labelled, band_statistics, fingerprint
 from pipeline.truth import describe_truth, open_truth, plan_labels
 
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442", "#7F3C8D", "#11A579", "#A5AA99")
 """Colours for classes that were given none: told apart by colour-blind readers (Okabe & Ito), then others."""
+
+
+MICROSCOPIC = 1e-4
+"""Pixels below this size, in metres, are a microscope's, and told in micrometres."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ def prepare(config: Config) -> Lesson:
     """
     train = required(config)
     images = _labelled_images(config, train)
-    sources = [describe(image.uri) for image in images]
+    sources = [describe_image(config.archive, image) for image in images]
     dtypes = {source.dtype: source.uri for source in sources}
     if len(dtypes) > 1:
         raise ConfigError(
@@ -76,7 +80,8 @@ def prepare(config: Config) -> Lesson:
     mean, deviation = band_statistics(training)
     scaling = Scaling(offset=tuple(map(float, mean)), divisor=tuple(map(float, np.maximum(deviation, 1e-6))))
     validation = [x for x in labelled if x.image.uri in held_out]
-    return Lesson(draft.model_copy(update={"scaling": scaling}), training, validation)
+    card = draft.model_copy(update={"scaling": scaling})
+    return Lesson(card.model_copy(update={"fingerprint": fingerprint(training, card)}), training, validation)
 
 
 def required(config: Config) -> TrainConfig:
@@ -136,7 +141,8 @@ def _labelled(
     bands = choose_bands(config.archive.bands, source, card)
     valid_from, nodata = choose_filling(config.archive.nodata, source, bands)
     grid = choose_grid("card", source, card)
-    read = ReadSpec(source=source, bands=bands, valid_from=valid_from, nodata=nodata, grid=grid)
+    srgb = source.has_icc_profile and config.archive.icc == "srgb"
+    read = ReadSpec(source=source, bands=bands, valid_from=valid_from, nodata=nodata, grid=grid, srgb=srgb)
     mask = MaskFacts(
         image=image.uri, model=card.name, classes=card.classes, grid=grid, native_shape=(source.height, source.width)
     )
@@ -180,4 +186,7 @@ def _dtype(source: SourceInfo) -> Any:
 def _common_resolution(sources: Sequence[SourceInfo]) -> Resolution | None:
     """The middle pixel size of the images, where all have one."""
     sizes = [float(np.mean(source.pixel_size_m)) for source in sources if source.pixel_size_m is not None]
-    return Resolution(size=median(sizes), unit="metre") if len(sizes) == len(sources) else None
+    if len(sizes) < len(sources):
+        return None
+    size = median(sizes)
+    return Resolution(size=size * 1e6, unit="micrometre") if size < MICROSCOPIC else Resolution(size=size, unit="metre")

@@ -14,17 +14,20 @@ import time
 
 from tests.benchmarks.measure import REPO
 
-ALL = ("around", "stages", "efficiency", "tiles", "memory", "scaling", "small", "start", "scoring", "gpu")
+ALL = ("around", "stages", "efficiency", "tiles", "memory", "slides", "scaling", "small", "start", "scoring", "gpu")
 """dubai (what the masks are worth) and scaling_simulation (hundreds of workers) ask for data or time of their own."""
 
 
 def main() -> int:
     """Run them, pass on what they print, and sum up."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", choices=[*ALL, []], default=list(ALL), metavar="NAME")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(ALL)}; without any, all of them")
+    names = parser.parse_args().names or ALL
+    if unknown := set(names) - set(ALL):
+        parser.error(f"no benchmark is called {', '.join(sorted(unknown))}: there are {', '.join(ALL)}")
     found: list[str] = []
     failed = 0
-    for name in parser.parse_args().names:
+    for name in names:
         started = time.monotonic()
         print(f"== {name} " + "=" * (90 - len(name)), flush=True)
         command = [sys.executable, "-W", "ignore", "-m", f"tests.benchmarks.{name}"]

@@ -1,4 +1,4 @@
-"""Counting a confusion matrix: ours beside torchmetrics on the same masks, and the whole way of `gigamask evaluate`.
+"""Counting a confusion matrix: ours beside torchmetrics and scikit-learn, and the whole way of `gigamask evaluate`.
 
 python -m tests.benchmarks.scoring [--size 8192] [--classes 5] [--repeats 5]
 """
@@ -12,6 +12,8 @@ from collections.abc import Callable
 import numpy as np
 import rasterio
 import torch
+from numpy.typing import NDArray
+from sklearn.metrics import confusion_matrix
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from pipeline import mosaic
@@ -60,10 +62,18 @@ def main() -> None:
         for top in range(0, size, 2048):
             peer.update(answer[top : top + 2048], truth[top : top + 2048])
 
+    def scikit_learn() -> NDArray[np.int64]:
+        every = range(classes)
+        strips = (slice(top, top + 2048) for top in range(0, size, 2048))
+        parts = [confusion_matrix(reference[at].ravel(), mask[at].ravel(), labels=every) for at in strips]
+        total: NDArray[np.int64] = np.sum(parts, axis=0)
+        return total
+
     counts = count(reference, mask, classes)
     torchmetrics()
     assert (counts[:classes, :classes] == peer.compute().numpy()).all()
-    print(f"{machine()}\n{size} x {size} px, {classes} classes, one thread; both count the same\n", flush=True)
+    assert (counts[:classes, :classes] == scikit_learn()).all()
+    print(f"{machine()}\n{size} x {size} px, {classes} classes, one thread; all count the same\n", flush=True)
     with workshop() as folder:
         image = endless(folder / "image.tif", size, size)
         labels = folder / "labels.tif"
@@ -89,17 +99,19 @@ def main() -> None:
         ways = (
             timed(lambda: count(reference, mask, classes)),
             timed(torchmetrics),
+            timed(scikit_learn),
             timed(lambda: evaluate(Measures())),
             timed(lambda: evaluate(asked)),
         )
-        ours, theirs, whole, measured = medians(options.repeats, *ways)
+        ours, theirs, learn, whole, measured = medians(options.repeats, *ways)
     mpx = size * size / 1e6
     print(f"{'':44}{'Mpx/s':>8}")
     print(f"{'gigamask, counts':44}{mpx / ours:>8.0f}")
     print(f"{'torchmetrics MulticlassConfusionMatrix':44}{mpx / theirs:>8.0f}")
+    print(f"{'scikit-learn confusion_matrix':44}{mpx / learn:>8.1f}")
     print(f"{'gigamask, mosaic and labels read and counted':44}{mpx / whole:>8.0f}")
     print(f"{'the same, and what is measured by default':44}{mpx / measured:>8.0f}\n")
-    verdict(f"{theirs / ours:.1f} times torchmetrics (15 meant)", theirs / ours >= 15)
+    verdict(f"{theirs / ours:.1f} times torchmetrics (15 meant), {learn / ours:.0f} times scikit-learn", theirs / ours >= 15)
 
 
 if __name__ == "__main__":

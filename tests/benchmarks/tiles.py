@@ -30,7 +30,7 @@ import yaml
 from numpy.typing import NDArray
 
 from pipeline.card import ModelCard, read_card
-from pipeline.demo import make_scenes
+from pipeline.demo.scenes import make_scenes
 from pipeline.grid import Window
 from pipeline.mosaic import read
 from tests.benchmarks.measure import verdict

@@ -28,8 +28,11 @@ def truncate(path: Path, share: float = 0.5) -> None:
 
 
 def broken_off(trial: Trial, reference: Reference, records: int) -> dict[BlockKey, BlockRecord]:
-    """Start a run, kill -9 it after so many records; the records that there are."""
-    running = trial.start()
+    """Start a run that hangs in the block of scene a after so many, kill -9 it there; the records that there are."""
+    blocks = dict(reference.tiles["a"].values())
+    others = {place for index, tiles in blocks.items() if index != records for place in tiles}
+    place = next(place for place in blocks[records] if place not in others)
+    running = trial.start({"hang": {"at": [1, *place], "marker": trial.marker("hang")}})
     running.until(lambda: trial.count_records() >= records)
     running.kill()
     running.wait()

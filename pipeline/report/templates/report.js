@@ -43,6 +43,8 @@ if (tools) {
   filter();
 }
 
+for (const trend of document.querySelectorAll(".figure.long")) trend.parentElement.scrollLeft = trend.scrollWidth;
+
 const opacity = document.querySelector("[data-opacity]");
 const layers = [...document.querySelectorAll(".shots img:not([data-kind=image])")];
 if (opacity && layers.length) {
@@ -71,8 +73,6 @@ for (const ground of document.querySelectorAll(".ground")) {
     under.className = "under";
     under.alt = "";
     delete under.dataset.kind;
-    under.style.width = `${ground.dataset.width * 100}%`;
-    under.style.height = `${ground.dataset.height * 100}%`;
     ground.prepend(under);
   }
 }

@@ -1,4 +1,4 @@
-"""Scenes made up for a first try: fields of different texture and like colour, with truth, the same in every run."""
+"""Scenes: fields of different texture and like colour, with truth."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ def paint(scene: Scene) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """
     rng = np.random.default_rng(scene.seed)
     size = scene.size
-    truth = np.argmax(np.stack([_smooth(rng, size, 160) for _ in CLASSES]), axis=0).astype(np.uint8)
+    truth = np.argmax(np.stack([smooth(rng, size, 160) for _ in CLASSES]), axis=0).astype(np.uint8)
     texture = _textures(rng, size, truth)
-    light = 1 + 0.12 * _smooth(rng, size, 700)
+    light = 1 + 0.12 * smooth(rng, size, 700)
     pixels = np.empty((len(BANDS), size, size), np.uint8)
     for band in range(len(BANDS)):
         value = _BASE[:, band][truth] + texture
@@ -97,7 +97,7 @@ def _colours_and_truth(path: Path) -> tuple[NDArray[np.intp], NDArray[np.uint8]]
     return colours, rasterfile.read_all(path.parent / "labels" / path.name)[0, ::2, ::2]
 
 
-def _smooth(rng: np.random.Generator, size: int, scale: int) -> Floats:
+def smooth(rng: np.random.Generator, size: int, scale: int) -> Floats:
     """Random field (size, size) of mean 0 and deviation about 1 that changes over `scale` px."""
     nodes = size // scale + 3
     coarse = rng.normal(0, 1.6, (nodes, nodes)).astype(np.float32)
@@ -115,7 +115,7 @@ def _textures(rng: np.random.Generator, size: int, truth: NDArray[np.uint8]) -> 
     crowns = _box(_box(grain, 7), 7)
     crowns /= crowns.std()
     one, other = (_rows(size, angle) for angle in (0.35, 1.9))
-    rows = np.where(_smooth(rng, size, 300) > 0, one, other)
+    rows = np.where(smooth(rng, size, 300) > 0, one, other)
     texture = np.choose(truth, [grain, rows, crowns, crowns * np.float32(0.2)])
     texture *= 16
     return texture

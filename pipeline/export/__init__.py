@@ -1,0 +1,1 @@
+"""A mosaic as files that other programs open: polygons for QuPath and GIS, rasters with pyramids."""
