@@ -19,6 +19,8 @@ Affine6 = tuple[float, float, float, float, float, float]
 
 METRES = {"metre": 1.0, "micrometre": 1e-6}
 """Units of length -> metres."""
+STATED = "stated"
+"""Where a pixel size was found that the user gave."""
 LEVEL_SLACK = 0.01
 """Share by which a level's pixels may be larger than those asked for and still be taken: its downsample is never quite whole."""
 

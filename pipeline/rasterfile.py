@@ -31,7 +31,7 @@ from rasterio.windows import Window as RasterioWindow
 
 from pipeline.errors import OutputError, SourceError
 from pipeline.grid import Window
-from pipeline.image import Affine6, SourceInfo, check_identity
+from pipeline.image import STATED, Affine6, SourceInfo, check_identity
 from pipeline.plan import MIB, gdal_cache_bytes
 
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
@@ -287,7 +287,7 @@ def _sized(info: SourceInfo, dataset: DatasetReader, mpp: tuple[float, float] | 
             "Correct archive.mpp, or the manifest's column mpp"
         )
     if mpp is not None:
-        return info.model_copy(update={"pixel_size_m": (mpp[0] * 1e-6, mpp[1] * 1e-6), "pixel_size_from": "stated"})
+        return info.model_copy(update={"pixel_size_m": (mpp[0] * 1e-6, mpp[1] * 1e-6), "pixel_size_from": STATED})
     if ome is not None and ome.size_m is not None and info.crs_wkt is None:
         return info.model_copy(update={"pixel_size_m": ome.size_m, "pixel_size_from": "OME PhysicalSizeX"})
     return info

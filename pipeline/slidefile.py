@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import SourceError
 from pipeline.grid import Window
-from pipeline.image import SourceInfo, check_identity
+from pipeline.image import STATED, SourceInfo, check_identity
 from pipeline.plan import SLIDE_CACHE_BYTES
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ GENERIC = "generic-tiff"
 """What OpenSlide calls a tiled TIFF of no vendor: it may as well be a raster."""
 SANE_MPP = (0.05, 20.0)
 """Micrometres a pixel that a microscope's picture can have; what lies outside is the junk of a printer's tag."""
-STATED = "stated"
-"""Where a pixel size was found that the user gave."""
 BANDS = ("red", "green", "blue")
 HANDLES = 8
 """Open slides that a process keeps."""

@@ -16,7 +16,7 @@ from pipeline.image import Frozen
 from pipeline.measures import Measures, edge_counts
 from pipeline.plan import Plan, read_as
 from pipeline.records import BlockRecord, ImageScore, score_task, sum_scores
-from pipeline.report.contract import ImageResult
+from pipeline.report.contract import DRAWN, ImageResult
 from pipeline.work import Job, ScoreJob, explain, finish_mosaic, predict_block, score_block
 
 SMALL_PX = 1 << 20
@@ -147,7 +147,7 @@ def summarise(plan: Plan, records: tuple[BlockRecord, ...], max_failed_fraction:
         width=plan.grid.width,
         pixel_area_m2=area,
         read_as=read_as(plan),
-        looked_at=plan.tissue.method if plan.tissue is not None else None if plan.area is None else f"drawn in {plan.image.area}",
+        looked_at=plan.tissue.method if plan.tissue is not None else None if plan.area is None else f"{DRAWN}{plan.image.area}",
         tiles=sum(record.tiles for record in records),
         blocks=len(records),
         failed_blocks=sum(record.state == "failed" for record in records),

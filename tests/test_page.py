@@ -405,6 +405,18 @@ def test_speed_is_of_what_this_run_did_itself(tmp_path: Path) -> None:
     assert "4 s/mm²" in Text(page_html(Findings(report_of([slide], 3, seconds=1000.0)), tmp_path)).of("cost")
 
 
+def test_a_slides_mask_can_be_made_again_where_one_command_can_say_how() -> None:
+    config = {"archive": {"tissue": "auto", "reader": "slide"}, "resolution": {"size": 0.5, "unit": "micrometre"}}
+    slide = image_of(0, 3, read_as="aperio slide; pixels of 0.25 µm (openslide.mpp-x)")
+    found = again(report_of([slide], 3, config=config), slide)
+    assert found is not None
+    assert found.segment.endswith("--resolution 0.5um --tissue auto --reader slide")
+    stated = slide.model_copy(update={"read_as": "aperio slide; pixels of 0.25 µm (stated)"})
+    drawn = slide.model_copy(update={"looked_at": "drawn in a.geojson"})
+    assert again(report_of([stated], 3, config=config), stated) is None
+    assert again(report_of([drawn], 3, config=config), drawn) is None
+
+
 def test_a_crop_can_be_made_again_by_a_command() -> None:
     image = image_of(0, 3, uri="/archive/a scene.tif", truth="/archive/labels $(rm).tif")
     found = again(report_of([image], 3), image)

@@ -16,6 +16,10 @@ from pipeline.statistics.gates import Outcome
 ImageState = Literal["complete", "partial", "failed", "empty", "skipped"]
 
 
+DRAWN = "drawn in "
+"""How `looked_at` begins where somebody drew what is looked at."""
+
+
 class ImageResult(Frozen):
     """What became of one image."""
 

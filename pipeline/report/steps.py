@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from pipeline.report.contract import ImageResult, RunReport
+from pipeline.config import AUTO, WHOLE
+from pipeline.image import STATED
+from pipeline.report.contract import DRAWN, ImageResult, RunReport
 from pipeline.report.findings import Findings, image_name
 from pipeline.report.words import listed, of
 
@@ -73,7 +75,10 @@ def again(report: RunReport, image: ImageResult) -> Again | None:
     """None where the settings of the run cannot be told to one command."""
     config: dict[str, Any] = report.config
     archive, model, tiling = (config.get(key) or {} for key in ("archive", "model", "tiling"))
-    if archive.get("nodata", "header") != "header" or not image.class_px:
+    stated = image.read_as is not None and f"({STATED})" in image.read_as
+    if archive.get("nodata", "header") != "header" or not image.class_px or stated:
+        return None
+    if archive.get("tissue", WHOLE) not in (WHOLE, AUTO) or (image.looked_at or "").startswith(DRAWN):
         return None
     store = f"{PurePath(image_name(image)).stem}.zarr"
     words = ["gigamask", "segment", image.uri, "--model", report.model.path, "--out", store]
@@ -83,11 +88,13 @@ def again(report: RunReport, image: ImageResult) -> Again | None:
     words += ["--bands", ",".join(map(str, archive["bands"]))] if archive.get("bands") else []
     size = config.get("resolution", "card")
     if isinstance(size, dict):
-        unit = {"metre": "m", "source-pixel": "px"}.get(str(size.get("unit")))
-        if unit is None:
+        unit = {"metre": "m", "micrometre": "um", "source-pixel": "px"}.get(str(size.get("unit")))
+        if unit is None or size.get("accepted"):
             return None
         size = f"{size.get('size')}{unit}"
     words += ["--resolution", str(size)] if size != "card" else []
+    for key, usual in (("tissue", WHOLE), ("reader", AUTO), ("icc", WHOLE)):
+        words += [f"--{key}", str(archive[key])] if archive.get(key, usual) != usual else []
     return Again(shlex.join(words), _evaluate(config.get("truth") or {}, store, image.truth))
 
 

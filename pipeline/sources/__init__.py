@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import SourceError
+from pipeline.image import STATED
 
 if TYPE_CHECKING:
     from pipeline.config import ArchiveConfig
@@ -75,7 +76,7 @@ def describe(
         return slidefile.describe(path, driver, mpp, from_power=from_power)
     raster = rasterfile.describe(uri, mpp)
     plain = raster.transform is None and raster.dtype == "uint8" and len(raster.band_indexes) == len(slidefile.BANDS)
-    if not plain or raster.valid_from == "nodata" or raster.pixel_size_from not in (None, slidefile.STATED):
+    if not plain or raster.valid_from == "nodata" or raster.pixel_size_from not in (None, STATED):
         return raster
     try:
         slide = slidefile.describe(path, driver, mpp, from_power=from_power)
