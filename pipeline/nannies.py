@@ -64,14 +64,14 @@ class LocalNannies(SpecCluster):
 
     def _update_worker_status(self, op: str, msg: Any) -> None:
         if op != "remove" or msg in self.scheduler_info["workers"]:
-            super()._update_worker_status(op, msg)
+            super()._update_worker_status(op, msg)  # type: ignore[no-untyped-call]
 
 
 @contextmanager
 def local_cluster(workers: list[dict[str, Any]], scheduler: dict[str, Any]) -> Iterator[SpecCluster]:
     """A scheduler in this process and one nannied worker for each of the given options."""
     spec = {name: {"cls": WatchedNanny, "options": {**options, "preload": [__name__]}} for name, options in enumerate(workers)}
-    with LocalNannies(
+    with LocalNannies(  # type: ignore[no-untyped-call]
         workers=spec.copy(),
         scheduler={"cls": Scheduler, "options": scheduler},
         silence_logs=logging.ERROR,
