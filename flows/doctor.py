@@ -82,12 +82,10 @@ def _devices() -> list[Finding]:
 
 
 def _formats() -> Finding:
-    from pipeline import rasterfile
+    from pipeline import gdal, rasterfile
 
     here, missing = rasterfile.drivers()
-    return Finding(
-        f"GDAL {rasterfile.gdal_version()} formats", ", ".join(here) + (f"; not here: {', '.join(missing)}" if missing else "")
-    )
+    return Finding(f"GDAL {gdal.version()} formats", ", ".join(here) + (f"; not here: {', '.join(missing)}" if missing else ""))
 
 
 def _slides() -> Finding:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,8 +16,9 @@ from pipeline.card import ModelCard, digest_of
 from pipeline.codes import mask_codes
 from pipeline.config import Config, TilingConfig
 from pipeline.errors import PlanError
+from pipeline.fit import choose_bands, choose_filling, choose_grid, pixel_text
 from pipeline.grid import Block, Lattice, Window, blocks
-from pipeline.image import METRES, Frozen, ImageSpec, Resolution, SourceInfo, WorkingGrid, level_shapes, working_grid
+from pipeline.image import Frozen, ImageSpec, SourceInfo, WorkingGrid
 from pipeline.tissue import TissueMap
 
 MIB = 1024**2
@@ -35,8 +35,6 @@ SLIDE_STRIP_BYTES = 150 * MIB
 (measured)."""
 GROUPS = 6
 """Groups of tiles, of at most `batch` each, that are cut ahead of the model or wait to be blended."""
-COARSEST_UPSAMPLING = 0.5
-"""An image whose pixels are more than twice as large as the model's is refused: its detail cannot be invented."""
 
 
 class ReadSpec(Frozen):
@@ -310,105 +308,6 @@ def _redundancy(lattice: Lattice, shape: tuple[int, int]) -> float:
     return tiles_over_blocks(lattice, shape) / lattice.tiles - 1
 
 
-def choose_bands(wanted: list[str | int] | None, source: SourceInfo, card: ModelCard) -> tuple[int, ...]:
-    """1-based file indexes of the bands to feed the model, in its order.
-
-    By the configuration's names or indexes; else by the card's names where the image has them all; else by position,
-    where the number is right and no name contradicts. PlanError with both sides otherwise.
-    """
-    has = f"{source.uri} has {len(source.band_names)} ({', '.join(source.band_names)})"
-    expects = f"model {card.name!r} expects {len(card.bands)} bands ({', '.join(card.bands)})"
-    by_name = dict(zip(source.band_names, source.band_indexes, strict=True))
-    if wanted is not None:
-        if len(wanted) != len(card.bands):
-            raise PlanError(
-                f"{expects}, archive.bands names {len(wanted)} ({', '.join(map(str, wanted))}): name {len(card.bands)}"
-            )
-        missing = [b for b in wanted if (b.lower() not in by_name if isinstance(b, str) else b not in source.band_indexes)]
-        if missing:
-            raise PlanError(f"archive.bands asks for {', '.join(map(str, missing))}; {has}. Name bands that every image has")
-        return tuple(by_name[b.lower()] if isinstance(b, str) else b for b in wanted)
-    names = [name.lower() for name in card.bands]
-    if all(name in by_name for name in names):
-        return tuple(by_name[name] for name in names)
-    contradicts = any(
-        given != name and not GENERIC_BAND.fullmatch(given) and not GENERIC_BAND.fullmatch(name)
-        for given, name in zip(source.band_names, names, strict=False)
-    )
-    if len(source.band_names) != len(names) or contradicts:
-        raise PlanError(
-            f"{expects}, {has}: it would see the wrong colours. Name the bands to feed it under archive.bands, or choose "
-            "another model"
-        )
-    return source.band_indexes
-
-
-GENERIC_BAND = re.compile(r"band\d+|gray|palette")
-"""Band names that say nothing about what a band shows."""
-
-
-def choose_filling(
-    nodata: float | list[float] | Literal["header", "none"], source: SourceInfo, bands: tuple[int, ...]
-) -> tuple[Literal["all", "nodata", "alpha", "mask"], tuple[float | None, ...]]:
-    """(what tells real pixels from filling, filling value of each band), after the configuration's word."""
-    declared = dict(zip(source.band_indexes, source.nodata, strict=True))
-    if nodata == "header":
-        return source.valid_from, tuple(declared[b] for b in bands)
-    if nodata == "none":
-        return "all", (None,) * len(bands)
-    values = nodata if isinstance(nodata, list) else [nodata] * len(bands)
-    if len(values) != len(bands):
-        raise PlanError(f"archive.nodata has {len(values)} values for {len(bands)} bands: give one, or one a band")
-    return "nodata", tuple(float(v) for v in values)
-
-
-def choose_grid(wanted: Resolution | Literal["card", "native"], source: SourceInfo, card: ModelCard) -> WorkingGrid:
-    """The working grid of an image; PlanError where the model would see a scale that it was not trained on."""
-    resolution = card.resolution if wanted == "card" else None if wanted == "native" else wanted
-    grid = working_grid(source, resolution)
-    if grid is None:
-        assert resolution is not None
-        raise PlanError(_unsized(source, resolution, card))
-    if min(grid.scale_row, grid.scale_col) < COARSEST_UPSAMPLING:
-        raise PlanError(
-            f"{source.uri} has pixels of {pixel_text(source.pixel_size_m)} (row, column), asked for was {resolution}: enlarging "
-            f"more than {1 / COARSEST_UPSAMPLING:g}-fold would show the model detail that is not there. Choose a model for "
-            "coarser imagery"
-        )
-    trained = card.resolution
-    if wanted != "card" and trained is not None and trained.size_m is not None and grid.pixel_size_m is not None:
-        sizes = [size * METRES[trained.unit] for size in trained.accepted or (trained.size,)]
-        off = min(max(abs(worked / size - 1) for worked in grid.pixel_size_m) for size in sizes)
-        if off > max(trained.tolerance, 0.01):
-            raise PlanError(
-                f"model {card.name!r} was trained at {trained} a pixel (within {trained.tolerance:.0%}); {source.uri} would be "
-                f"worked at {pixel_text(grid.pixel_size_m)}: objects would have the wrong size. Set resolution: card"
-            )
-    return grid
-
-
-def _unsized(source: SourceInfo, resolution: Resolution, card: ModelCard) -> str:
-    """Why `source` cannot be worked at `resolution`, and what to do."""
-    asked = f"{resolution} a pixel was asked for (model {card.name!r})"
-    if source.pixel_size_m is not None:
-        rows, cols = source.pixel_size_m
-        sizes = ", ".join(
-            pixel_text((rows * source.height / height, cols * source.width / width)) for height, width in level_shapes(source)
-        )
-        return f"{source.uri} has levels of {sizes}, and {asked}: none of them is it. Give one size, to be resampled to"
-    if source.reader == "slide" or source.pixel_size_error or resolution.unit == "micrometre":
-        why = source.pixel_size_error or "neither a property nor a tag of it states one"
-        return (
-            f"{source.uri} has no known pixel size ({why}), and {asked}: objects would have a wrong size. State it in "
-            'micrometres, by pattern (archive.mpp: {"*.svs": 0.25}) or in a manifest column mpp; let archive.mpp_from_power '
-            "take it from the objective's power; or give resolution: native if its pixels fit"
-        )
-    return (
-        f"{source.uri} has no georeference, so that its pixels have no size in metres, and {asked}. Give resolution: {{size: N, "
-        "unit: source-pixel}, or resolution: native if its pixels fit"
-    )
-
-
 def read_as(plan: Plan) -> str | None:
     """How a slide is read, or an image whose pixel size no georeference tells; None for all others."""
     source, grid = plan.read.source, plan.grid
@@ -426,15 +325,6 @@ def read_as(plan: Plan) -> str | None:
     if plan.read.srgb:
         told.append("colours brought to sRGB by its ICC profile")
     return "; ".join(told)
-
-
-def pixel_text(size_m: tuple[float, float] | None) -> str:
-    """Size (row, col) of a pixel in metres or micrometres, as a person reads it."""
-    if size_m is None:
-        return "unknown size"
-    unit, factor = ("µm", 1e6) if max(size_m) < 1e-3 else ("m", 1.0)
-    rows, cols = (f"{size * factor:.4g}" for size in size_m)
-    return f"{rows} {unit}" if rows == cols else f"{rows} x {cols} {unit}"
 
 
 def plan_image(config: Config, image: ImageSpec, source: SourceInfo, card: ModelCard, memory_bytes: int) -> Plan:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pipeline import __version__
 from pipeline.card import Influence, ModelCard, Probe, SeamShare, TileCost, read_card
 from pipeline.errors import PlanError
+from pipeline.fit import choose_bands, choose_filling, choose_grid
 from pipeline.grid import Window
 from pipeline.image import SourceInfo
 from pipeline.models import choose_device, save_card
@@ -37,7 +38,7 @@ from pipeline.models.probing import (
     tile_cost,
     tiled,
 )
-from pipeline.plan import MIB, ReadSpec, choose_bands, choose_filling, choose_grid
+from pipeline.plan import MIB, ReadSpec
 from pipeline.sources import describe, open_source
 
 SEAM_TILE = 512

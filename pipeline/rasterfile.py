@@ -1,40 +1,31 @@
-"""Local raster files: which may be opened, what their headers say, and their native pixels. The one address of rasterio."""
+"""Local raster files: which may be opened, what their headers say, and their native pixels."""
 
 from __future__ import annotations
 
 import math
 import re
-import threading
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
 import numpy as np
-import rasterio
 from affine import Affine
 from numpy.typing import NDArray
-from rasterio._env import set_gdal_config
-from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags
-from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
+from rasterio.errors import RasterioError
 from rasterio.features import rasterize
 from rasterio.io import DatasetReader
-from rasterio.shutil import copy as copy_raster
-from rasterio.warp import transform as reproject_points
 from rasterio.windows import Window as RasterioWindow
 
-from pipeline.errors import OutputError, SourceError
+from pipeline.errors import SourceError
+from pipeline.gdal import GDAL_ERRORS, gdal, share_cache
 from pipeline.grid import Window
-from pipeline.image import STATED, Affine6, SourceInfo, check_identity
+from pipeline.image import STATED, SourceInfo, check_identity
 from pipeline.plan import MIB, gdal_cache_bytes
-
-warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
+from pipeline.projection import pixel_size_m, wkt2
 
 ValidFrom = Literal["all", "nodata", "alpha", "mask"]
 """What tells real pixels from filling."""
@@ -47,19 +38,10 @@ LARGEST_FILE_BLOCK = 512 * MIB
 """The most that decoding one block of a file may take: what the memory plan reckons with."""
 MOST_SAMPLES = 10**14
 """Width x height x bands above which a header is taken for damaged."""
-EXPORT_CACHE_BYTES = 64 * MIB
-"""GDAL's block cache while a raster is exported."""
-MERCATOR_SLACK = 0.01
-"""Projections whose scale at the image's centre is off by more than this are corrected to ground metres."""
 
 OME_UNITS = {"m": 1.0, "cm": 1e-2, "mm": 1e-3, "µm": 1e-6, "&#181;m": 1e-6, "&#xB5;m": 1e-6, "nm": 1e-9}
 """Units of length in OME-XML -> metres."""
 
-_OPTIONS = {
-    "GDAL_NUM_THREADS": "1",  # threads belong to the driver of the workers
-    "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE",  # no listing of a folder of 100 000 files, yet .msk and .aux.xml are found
-}
-_GDAL_ERRORS = (RasterioError, CRSError, CPLE_BaseError)
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
@@ -90,7 +72,7 @@ class RasterFile:
         self._dataset = _opened(local_path(source.uri))
         self._alpha = _alpha_index(self._dataset)
         self._open = True
-        _share_cache(+gdal_cache_bytes(source))
+        share_cache(+gdal_cache_bytes(source))
 
     def read(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """(data (bands, h, w) in the file's type, valid (h, w): True is real) of a window inside the native grid.
@@ -101,7 +83,7 @@ class RasterFile:
         """
         native = RasterioWindow(window.col, window.row, window.width, window.height)
         try:
-            with _gdal():
+            with gdal():
                 data, valid = self._samples(native)
         except RasterioError as e:
             where = f"native rows {window.row}-{window.row_stop - 1}, columns {window.col}-{window.col_stop - 1}"
@@ -123,7 +105,7 @@ class RasterFile:
         if self._open:
             self._open = False
             self._dataset.close()
-            _share_cache(-gdal_cache_bytes(self.source))
+            share_cache(-gdal_cache_bytes(self.source))
 
     def __enter__(self) -> Self:
         return self
@@ -163,10 +145,10 @@ def describe(uri: str, mpp: tuple[float, float] | None = None) -> SourceInfo:
     `mpp` (row, col) states the size of its pixels in micrometres, where it has no georeference.
     """
     path = local_path(uri)
-    with _opened(path) as dataset, _gdal():
+    with _opened(path) as dataset, gdal():
         try:
             return _sized(_facts(path, dataset), dataset, mpp)
-        except _GDAL_ERRORS as e:
+        except GDAL_ERRORS as e:
             raise SourceError(f"{uri}: its header cannot be read: {e}. Check the file with `rio info`, or leave it out") from e
 
 
@@ -188,12 +170,6 @@ def local_path(uri: str) -> Path:
     return path
 
 
-def _gdal() -> AbstractContextManager[Any]:
-    """GDAL's settings around a call, and its messages as exceptions instead of lines on stderr."""
-    env: AbstractContextManager[Any] = rasterio.Env(**_OPTIONS)  # type: ignore[no-untyped-call]
-    return env
-
-
 def _opened(path: Path) -> DatasetReader:
     """The dataset at `path`, by one of DRIVERS."""
     try:
@@ -213,7 +189,7 @@ def _opened(path: Path) -> DatasetReader:
             f"Write its pixels to a file: rio convert {path.name} {path.stem}_pixels.tif"
         )
     try:
-        with _gdal():
+        with gdal():
             return DatasetReader(str(path), driver=list(DRIVERS))
     except RasterioError as e:
         raise SourceError(
@@ -354,64 +330,9 @@ def _alpha_index(dataset: DatasetReader) -> int | None:
 def _crs(path: Path, dataset: DatasetReader) -> CRS | None:
     try:
         crs: CRS | None = dataset.crs
-    except _GDAL_ERRORS as e:
+    except GDAL_ERRORS as e:
         raise SourceError(f"{path}: its coordinate system cannot be understood: {e}. Assign it again: rio edit-info --crs") from e
     return crs or None
-
-
-@lru_cache(maxsize=256)
-def wkt2(wkt: str) -> str:
-    """`wkt` as WKT2:2019, taken from the EPSG registry where the system is found there: equal systems print alike, whatever
-    wrote the file."""
-    crs = CRS.from_wkt(wkt)
-    epsg = crs.to_epsg()
-    text: str = (crs if epsg is None else CRS.from_epsg(epsg)).to_wkt(version="WKT2_2019")
-    return text
-
-
-def pixel_size_m(crs: CRS, transform: Affine6, height: int, width: int) -> tuple[float, float] | None:
-    """Ground size (row, col) in metres of the pixel at the image's centre; None where the system has no known unit.
-
-    Geographic systems: by the radii of curvature of WGS 84 at that latitude. Projected ones: by their unit, except where the
-    projection itself is off by more than MERCATOR_SLACK there, as web Mercator is by 1 / cos(latitude): a pixel of 0.0746
-    units of EPSG:3857 in Nepal (27.6 degrees north) shows 0.0662 m of ground, and that is what a model sees.
-    """
-    a, b, c, d, e, f = transform
-    x, y = a * width / 2 + b * height / 2 + c, d * width / 2 + e * height / 2 + f
-    steps = (b, e), (a, d)
-    unit, factor = crs.units_factor
-    if crs.is_geographic:
-        degrees = math.degrees(factor)
-        return _finite(tuple(_ground_m(dx * degrees, dy * degrees, y * degrees) for dx, dy in steps))
-    if unit.lower() == "unknown":
-        return None
-    nominal = tuple(math.hypot(dx, dy) * factor for dx, dy in steps)
-    if not crs.is_projected:
-        return _finite(nominal)
-    try:
-        lons, lats = reproject_points(crs, CRS.from_epsg(4326), [x, *(x + s[0] for s in steps)], [y, *(y + s[1] for s in steps)])
-    except _GDAL_ERRORS:  # a system without a way to the ellipsoid keeps its own metres
-        return _finite(nominal)
-    ground = tuple(
-        _ground_m(math.remainder(lon - lons[0], 360), lat - lats[0], lats[0]) for lon, lat in zip(lons[1:], lats[1:], strict=True)
-    )
-    off = any(abs(g / n - 1) > MERCATOR_SLACK for g, n in zip(ground, nominal, strict=True) if math.isfinite(g) and n)
-    return _finite(ground if off else nominal)
-
-
-def _ground_m(lon_step: float, lat_step: float, lat: float) -> float:
-    """Length in metres of a small step in degrees at latitude `lat` on WGS 84."""
-    major, flattening = 6378137.0, 1 / 298.257223563
-    squared = flattening * (2 - flattening)
-    bend = 1 - squared * math.sin(math.radians(lat)) ** 2
-    east = major / math.sqrt(bend) * math.cos(math.radians(lat))
-    north = major * (1 - squared) / bend**1.5
-    return math.hypot(math.radians(lon_step) * east, math.radians(lat_step) * north)
-
-
-def _finite(sizes: tuple[float, ...]) -> tuple[float, float] | None:
-    row, col = sizes
-    return (row, col) if math.isfinite(row) and math.isfinite(col) and min(row, col) > 0 else None
 
 
 def _comparable(nodata: tuple[float | None, ...], dtype: np.dtype[Any]) -> tuple[Any, ...]:
@@ -427,175 +348,23 @@ def _comparable(nodata: tuple[float | None, ...], dtype: np.dtype[Any]) -> tuple
     return tuple(values)
 
 
-_CACHE_LOCK = threading.Lock()
-_cache_bytes = 0
-
-
-def _share_cache(change: int) -> None:
-    """Set GDAL's block cache, of which a process has one, to the sum of what its open files need.
-
-    rasterio takes bytes here, where GDAL_CACHEMAX in the environment is in MB.
-    """
-    global _cache_bytes
-    with _CACHE_LOCK:
-        _cache_bytes += change
-        set_gdal_config("GDAL_CACHEMAX", max(_cache_bytes, 32 * MIB))
-
-
-def write(
-    path: Path, samples: NDArray[Any], *, transform: Affine6 | None = None, crs: str | None = None, band_names: Sequence[str] = ()
-) -> None:
-    """Write `samples` (bands, h, w) as a tiled, deflated GeoTIFF; it appears at `path` whole or not at all."""
-    draft = path.with_name(f".{path.name}.partial")
-    bands, height, width = samples.shape
-    with (
-        _gdal(),
-        rasterio.open(
-            draft,
-            "w",
-            driver="GTiff",
-            count=bands,
-            height=height,
-            width=width,
-            dtype=samples.dtype,
-            crs=crs,
-            transform=None if transform is None else Affine(*transform),
-            tiled=True,
-            blockxsize=512,
-            blockysize=512,
-            compress="deflate",
-            zlevel=1,
-            BIGTIFF="IF_SAFER",
-        ) as file,
-    ):
-        file.write(samples)
-        for index, name in enumerate(band_names, 1):
-            file.set_band_description(index, name)
-    draft.replace(path)
-
-
-def write_tiled(
-    path: Path, shape: tuple[int, int], dtype: str, tile: int, pieces: Iterable[tuple[Window, NDArray[np.unsignedinteger]]]
-) -> None:
-    """Write one band of `shape` (height, width) to a GeoTIFF without georeference, piece by piece; pieces consist of whole tiles.
-
-    OutputError where GDAL cannot write.
-    """
-    with (
-        _written(path),
-        rasterio.open(
-            path,
-            "w",
-            driver="GTiff",
-            count=1,
-            height=shape[0],
-            width=shape[1],
-            dtype=dtype,
-            tiled=True,
-            blockxsize=tile,
-            blockysize=tile,
-            compress="zstd",
-            zstd_level=1,
-            BIGTIFF="IF_SAFER",
-        ) as file,
-    ):
-        for window, samples in pieces:
-            file.write(samples, 1, window=RasterioWindow(window.col, window.row, window.width, window.height))
-
-
-def copy_as_cog(source: Path, path: Path, tile: int) -> None:
-    """Write the raster `source`, a VRT of our own, and the overviews that it has to `path` as a Cloud Optimized GeoTIFF.
-
-    OutputError where GDAL cannot write.
-    """
-    with _written(path):
-        copy_raster(
-            source,
-            path,
-            driver="COG",
-            compress="DEFLATE",
-            blocksize=tile,
-            overviews="FORCE_USE_EXISTING",
-            bigtiff="IF_SAFER",
-            num_threads="ALL_CPUS",
-        )
-
-
-@contextmanager
-def _written(path: Path) -> Iterator[None]:
-    """A small block cache while `path` is written, and OutputError where it cannot be."""
-    _share_cache(EXPORT_CACHE_BYTES)
-    try:
-        with _gdal():
-            yield
-    except _GDAL_ERRORS as e:
-        raise OutputError(
-            f"{path.name} could not be written: {e.__cause__ or e}. Make room in {path.parent}, then try again"
-        ) from e
-    finally:
-        _share_cache(-EXPORT_CACHE_BYTES)
-
-
 def read_all(path: Path) -> NDArray[Any]:
     """All samples (bands, h, w) of a small raster."""
-    with _gdal(), _opened(path) as dataset:
+    with gdal(), _opened(path) as dataset:
         samples: NDArray[Any] = dataset.read()
     return samples
 
 
-def gdal_version() -> str:
-    """Version of the GDAL that rasterio brings."""
-    return str(rasterio.__gdal_version__)
-
-
 def drivers() -> tuple[list[str], list[str]]:
     """(formats of DRIVERS that this GDAL reads, those that it lacks)."""
-    with _gdal() as env:
+    with gdal() as env:
         known = env.drivers()
     return [d for d in DRIVERS if d in known], [d for d in DRIVERS if d not in known]
-
-
-def crs_of(text: str) -> str:
-    """A coordinate system in any common text (`EPSG:32637`, WKT, PROJJSON) as WKT2; SourceError where it means nothing."""
-    try:
-        return wkt2(CRS.from_user_input(text).to_wkt())
-    except (*_GDAL_ERRORS, ValueError) as e:
-        raise SourceError(f"coordinate system {text[:200]!r} is not understood: {e}. Name one such as EPSG:32637") from e
-
-
-def projjson(crs_wkt: str) -> dict[str, Any]:
-    """A coordinate system as PROJJSON."""
-    document: dict[str, Any] = CRS.from_wkt(crs_wkt).to_dict(projjson=True)
-    return document
-
-
-def is_geographic(crs_wkt: str) -> bool:
-    """Whether coordinates are longitude and latitude."""
-    return bool(CRS.from_wkt(crs_wkt).is_geographic)
-
-
-def ground_size(crs_wkt: str, transform: Affine6, height: int, width: int) -> tuple[float, float] | None:
-    """`pixel_size_m` of a grid."""
-    return pixel_size_m(CRS.from_wkt(crs_wkt), transform, height, width)
-
-
-def project(
-    start_wkt: str, end_wkt: str, xs: NDArray[np.float64], ys: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Points in another coordinate system, x (east, longitude) before y in both; infinity where for some there is no way."""
-    if not len(xs):
-        return xs, ys
-    try:
-        with _gdal():
-            moved = reproject_points(CRS.from_wkt(start_wkt), CRS.from_wkt(end_wkt), xs, ys)
-    except _GDAL_ERRORS:
-        return np.full(len(xs), np.inf), np.full(len(xs), np.inf)
-    return np.array(moved[0], np.float64), np.array(moved[1], np.float64)
 
 
 def burn(shapes: Sequence[tuple[Any, int]], window: Window, codes: NDArray[np.unsignedinteger]) -> None:
     """Write the code of each of `shapes` (polygons in pixels of the whole grid, code) into `codes` (h, w) of a window, wherever
     a pixel's centre lies in it; the last one wins."""
     if shapes:
-        with _gdal():
+        with gdal():
             rasterize(shapes, out=codes, transform=Affine.translation(window.col, window.row), all_touched=False)

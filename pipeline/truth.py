@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import rasterfile, vectorfile
+from pipeline import projection, rasterfile, vectorfile
 from pipeline.alignment import (
     PIXEL,
     Bounds,
@@ -339,14 +339,14 @@ def _lay(
                 f"coordinates are its columns and rows, say truth.crs: {PIXEL}"
             )
         try:
-            crs_wkt = rasterfile.crs_of(text)
+            crs_wkt = projection.crs_of(text)
         except SourceError as e:
             raise TruthError(f"labels {layer.uri}: {e}") from e
         where = {"transform": grid.transform, "grid_crs_wkt": grid.crs_wkt, "crs_wkt": crs_wkt}
         polygons = polygons.model_copy(update=where)
         _check_meridian(polygons, mask)
     if grid.crs_wkt is not None and grid.transform is not None:
-        size = rasterfile.ground_size(grid.crs_wkt, grid.transform, *grid.shape)
+        size = projection.ground_size(grid.crs_wkt, grid.transform, *grid.shape)
         polygons = polygons.model_copy(update={"pixel_size_m": size})
     else:
         polygons = polygons.model_copy(update={"pixel_size_m": grid.pixel_size_m})
@@ -370,7 +370,7 @@ def _check_degrees(polygons: Polygons, mask: MaskFacts) -> None:
 
 
 def _check_meridian(polygons: Polygons, mask: MaskFacts) -> None:
-    if polygons.grid_crs_wkt is None or not rasterfile.is_geographic(polygons.grid_crs_wkt):
+    if polygons.grid_crs_wkt is None or not projection.is_geographic(polygons.grid_crs_wkt):
         return
     a, b, c, *_ = polygons.transform
     ends = [c + a * col + b * row for col in (0, mask.grid.width) for row in (0, mask.grid.height)]
@@ -407,7 +407,7 @@ def _file_bounds(polygons: Polygons, window: Window, margin: float) -> Bounds | 
     a, b, c, d, e, f = polygons.transform
     xs, ys = a * cols + b * rows + c, d * cols + e * rows + f
     if not _aligned(polygons):
-        xs, ys = rasterfile.project(polygons.grid_crs_wkt or "", polygons.crs_wkt or "", xs, ys)
+        xs, ys = projection.project(polygons.grid_crs_wkt or "", polygons.crs_wkt or "", xs, ys)
     if not (np.isfinite(xs).all() and np.isfinite(ys).all()):
         return None
     return float(xs.min()) - margin, float(ys.min()) - margin, float(xs.max()) + margin, float(ys.max()) + margin
@@ -438,7 +438,7 @@ def _projected(
     """Points of the file in the image's coordinate system."""
     if _aligned(polygons):
         return xs, ys
-    return rasterfile.project(polygons.crs_wkt or "", polygons.grid_crs_wkt or "", xs, ys)
+    return projection.project(polygons.crs_wkt or "", polygons.grid_crs_wkt or "", xs, ys)
 
 
 def _around(box: Bounds, times: float) -> Bounds:

@@ -22,7 +22,7 @@ from rasterio.crs import CRS
 from rasterio.errors import RasterioIOError
 from rio_cogeo import cog_validate
 
-from pipeline import mosaic, rasterfile
+from pipeline import mosaic, rasterwrite
 from pipeline.errors import OutputError, StoreError
 from pipeline.export import ometiff
 from pipeline.export.cog import write_cog
@@ -310,7 +310,7 @@ def test_what_gdal_cannot_write_is_told(store: Maker, tmp_path: Path, monkeypatc
     def full(*args: Any, **options: Any) -> None:
         raise RasterioIOError("No space left on device")
 
-    monkeypatch.setattr(rasterfile, "copy_raster", full)
+    monkeypatch.setattr(rasterwrite, "copy_raster", full)
     out = tmp_path / "out" / "mask.tif"
     with pytest.raises(OutputError, match="No space left"):
         write_cog(store(noise(40, 50)), out)

@@ -13,14 +13,16 @@ import pytest
 from tests.conftest import REPO
 
 GROUND = {
-    *("errors", "codes", "grid", "image", "card", "config", "plan", "alignment"),
+    *("errors", "codes", "grid", "image", "card", "config", "plan", "fit", "alignment"),
     *("blend", "confusion", "resample", "kernels", "records", "statistics"),
     *("boundary", "edges", "measures"),
     *("annotations", "tissue"),
 }
 FLOORS: list[set[str]] = [
     GROUND,
-    {"rasterfile", "slidefile", "vectorfile", "stop", "watch"},
+    {"gdal"},
+    {"projection"},
+    {"rasterfile", "rasterwrite", "slidefile", "vectorfile", "stop", "watch"},
     {"sources", "truth", "models", "mosaic", "ledger", "report", "archive", "lock"},
     {"export"},
     {"areas"},
@@ -40,7 +42,7 @@ FLOORS: list[set[str]] = [
 ]
 """From the ground up. Modules of one floor do not import each other, but for those within a package and the ground's own."""
 ADDRESS = {
-    "rasterio": {"rasterfile"},
+    "rasterio": {"gdal", "projection", "rasterfile", "rasterwrite"},
     "openslide": {"slidefile"},
     "skimage": {"tissue"},
     "tifffile": {"export", "demo"},

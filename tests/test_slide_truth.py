@@ -27,7 +27,7 @@ from pipeline.config import TruthConfig
 from pipeline.errors import TruthError
 from pipeline.grid import Window
 from pipeline.image import WorkingGrid
-from pipeline.rasterfile import crs_of
+from pipeline.projection import crs_of
 from pipeline.truth import Reference, open_truth, plan_area, plan_labels
 from tests.conftest import write_raster
 

@@ -18,7 +18,7 @@ from rasterio.transform import from_origin
 from rasterio.warp import transform as reproject_points
 from rasterio.windows import Window as RasterioWindow
 
-from pipeline import rasterfile
+from pipeline import projection, rasterfile
 from pipeline.errors import ChangedError, PlanError, SourceError
 from pipeline.grid import Window
 from pipeline.image import Resolution, SourceInfo, working_grid
@@ -94,8 +94,8 @@ def test_bands_are_named_by_description_then_colour_then_position(tmp_path: Path
 def test_equal_systems_print_alike_whatever_wrote_them(tmp_path: Path) -> None:
     esri = CRS.from_epsg(32637).to_wkt(version="WKT1_ESRI")
     assert esri != CRS.from_epsg(32637).to_wkt(version="WKT2_2019")
-    assert rasterfile.wkt2(esri) == rasterfile.wkt2(CRS.from_epsg(32637).to_wkt())
-    assert rasterfile.wkt2(esri) != rasterfile.wkt2(CRS.from_epsg(32636).to_wkt())
+    assert projection.wkt2(esri) == projection.wkt2(CRS.from_epsg(32637).to_wkt())
+    assert projection.wkt2(esri) != projection.wkt2(CRS.from_epsg(32636).to_wkt())
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_web_mercator_is_corrected_to_the_ground(data: Path) -> None:
 
 def test_a_system_without_a_known_unit_has_no_metres() -> None:
     site = CRS.from_wkt('LOCAL_CS["site",UNIT["unknown",1]]')
-    assert rasterfile.pixel_size_m(site, (2, 0, 0, 0, -2, 0), 4, 4) is None
+    assert projection.pixel_size_m(site, (2, 0, 0, 0, -2, 0), 4, 4) is None
 
 
 def test_a_file_in_one_huge_block_is_refused(tmp_path: Path) -> None:

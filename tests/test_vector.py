@@ -32,7 +32,7 @@ from pipeline.errors import ConfigError, TruthError
 from pipeline.grid import Window
 from pipeline.image import WorkingGrid, working_grid
 from pipeline.night import run_night
-from pipeline.rasterfile import crs_of
+from pipeline.projection import crs_of
 from pipeline.single import evaluate_one, segment_one
 from pipeline.sources import describe
 from pipeline.survey import survey

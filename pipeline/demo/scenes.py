@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import rasterfile
+from pipeline import rasterfile, rasterwrite
 from pipeline.confusion import count, no_counts, scores
 
 Floats = NDArray[np.float32]
@@ -47,8 +47,8 @@ def make_scenes(folder: Path, scenes: Sequence[Scene] = SCENES) -> list[Path]:
         labels.parent.mkdir(parents=True, exist_ok=True)
         pixels, truth = paint(scene)
         transform = (_PIXEL_M, 0.0, 500_000.0 + 10_000 * index, 0.0, -_PIXEL_M, 4_600_000.0)
-        rasterfile.write(labels, truth[None], transform=transform, crs="EPSG:32633")
-        rasterfile.write(path, pixels, transform=transform, crs="EPSG:32633", band_names=BANDS)
+        rasterwrite.write(labels, truth[None], transform=transform, crs="EPSG:32633")
+        rasterwrite.write(path, pixels, transform=transform, crs="EPSG:32633", band_names=BANDS)
     return paths
 
 

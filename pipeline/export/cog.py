@@ -8,7 +8,7 @@ from xml.etree import ElementTree as ET
 
 import numpy as np
 
-from pipeline import mosaic, rasterfile
+from pipeline import mosaic, rasterwrite
 from pipeline.export.levels import TILE, ExportedRaster, LabelLevels, Listener, Meaning, appearing
 from pipeline.grid import Window
 from pipeline.mosaic import Labels
@@ -36,15 +36,15 @@ def write_cog(store: Path, out: Path, progress: Listener | None = None, *, overw
         parts.mkdir()
         shapes: list[tuple[int, int]] = []
         for level, shape in enumerate(labels.shapes):
-            rasterfile.write_tiled(parts / f"{level}.tif", shape, labels.dtype, TILE, labels.pieces(level))
+            rasterwrite.write_tiled(parts / f"{level}.tif", shape, labels.dtype, TILE, labels.pieces(level))
             shapes.append(shape)
         if max(shapes[-1]) > TILE:
             smallest = _halved(labels)
             shapes.append(smallest.shape)
-            rasterfile.write_tiled(parts / f"{len(shapes) - 1}.tif", smallest.shape, labels.dtype, TILE, _whole(smallest))
+            rasterwrite.write_tiled(parts / f"{len(shapes) - 1}.tif", smallest.shape, labels.dtype, TILE, _whole(smallest))
         source = parts / "levels.vrt"
         source.write_bytes(_vrt(labels, shapes))
-        rasterfile.copy_as_cog(source, folder / out.name, TILE)
+        rasterwrite.copy_as_cog(source, folder / out.name, TILE)
     return ExportedRaster(path=str(out), dtype=labels.dtype, levels=tuple(shapes), size_bytes=out.stat().st_size)
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipeline.alignment import MaskFacts
 from pipeline.errors import ConfigError
 from pipeline.image import Affine6, Frozen
-from pipeline.rasterfile import crs_of, is_geographic, project
+from pipeline.projection import crs_of, is_geographic, project
 
 PER_PIXEL = 10_000
 """Coordinates that are written as text are exact to so many parts of a pixel, or finer."""

@@ -24,7 +24,7 @@ from pyarrow import parquet
 from pipeline.card import ClassInfo
 from pipeline.export.frame import Frame, cut, longest_slope
 from pipeline.export.sweep import Objects
-from pipeline.rasterfile import projjson
+from pipeline.projection import projjson
 
 SUFFIXES = {
     "geojson": (".geojson", ".json", ".geojson.gz", ".json.gz"),

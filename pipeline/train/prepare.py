@@ -15,9 +15,10 @@ from pipeline.archive import discover
 from pipeline.card import ClassInfo, ModelCard, Scaling
 from pipeline.config import Config, TrainConfig, TruthConfig
 from pipeline.errors import ConfigError, PlanError
+from pipeline.fit import choose_bands, choose_filling, choose_grid
 from pipeline.grid import Window
 from pipeline.image import ImageSpec, Resolution, SourceInfo
-from pipeline.plan import ReadSpec, choose_bands, choose_filling, choose_grid
+from pipeline.plan import ReadSpec
 from pipeline.sources import describe_image
 from pipeline.train.data import Labelled, band_statistics, fingerprint
 from pipeline.truth import describe_truth, open_truth, plan_labels
