@@ -318,9 +318,9 @@ def read_as(plan: Plan) -> str | None:
         told.append(f"pixels of {pixel_text(source.pixel_size_m)} ({source.pixel_size_from})")
     else:
         told.append(f"pixels of unknown size ({source.pixel_size_error or 'nothing states it'})")
-    if grid.as_stored:
+    if grid.as_stored and source.reader == "slide":
         told.append(f"worked at level {grid.level}" + (f", {pixel_text(grid.pixel_size_m)}" if grid.level else ""))
-    else:
+    elif not grid.as_stored:
         told.append(f"worked at {pixel_text(grid.pixel_size_m)}, resampled from level {grid.level}")
     if plan.read.srgb:
         told.append("colours brought to sRGB by its ICC profile")

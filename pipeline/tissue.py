@@ -54,8 +54,8 @@ DENSITY = 0.025, 0.035
 """Least and most that the threshold on density may be: 6 % and 8 % of the light."""
 COLOUR = 0.02, 0.03
 """The same for differences of density between colours, which shadows and uneven light do not have."""
-SIGNAL = 4.0, 16.0
-"""The same for fluorescence, in steps of 255 above the background."""
+SIGNAL = 4.0
+"""Least threshold on fluorescence, in steps of 255 above the background."""
 SIGMAS = 6.0
 """Thresholds are at least so many standard deviations of the background."""
 VOTE = 0.7
@@ -218,8 +218,6 @@ def _in_bright_field(planes: Planes, valid: Bits, size: float) -> tuple[Bits, st
     strength = np.maximum(density / least[0], colour / least[1]) * scan
     ink, inks = _ink(od, density, strength > 1, size)
     found = _voted(strength * ~ink)
-    if ink.any():
-        found &= ~_grown(ink, _px(SOFT_UM, size)) | _opened(found, 1)
     found, grey = _without_grey_specks(found, planes, density, colour, size)
     found = _cleaned(found, GAP_UM, size) & ~ink
     found |= _grown(found, 2) & ~scan
@@ -500,17 +498,17 @@ def _in_fluorescence(planes: Planes, valid: Bits, size: float) -> tuple[Bits, st
 
 
 def _signal(samples: Samples) -> tuple[float, float]:
-    """(background, least signal above it) of one channel: the darkest level seen often; Otsu (1979) on logarithms within SIGNAL,
-    and never below SIGMAS of what is darker than the background."""
-    mass = np.convolve(np.bincount(np.rint(samples * 2).astype(np.int64), minlength=511), np.ones(5), "same")
-    level = int(np.flatnonzero(mass >= min(mass.max(), max(20, 0.01 * samples.size)))[0])
+    """(background, least signal above it) of one channel: the darkest level seen often; Otsu's threshold (1979) on logarithms,
+    which sees the dim beside the bright, never below SIGNAL, nor below SIGMAS of what is darker than the background."""
+    mass = np.convolve(np.bincount(np.rint(samples * 2).astype(np.int64), minlength=511), (1, 2, 3, 2, 1), "same")
+    level = int(np.flatnonzero(mass >= min(mass.max(), max(40, 0.02 * samples.size)))[0])
     while level < 510 and mass[level + 1] >= mass[level]:
         level += 1
     background = level / 2
     darker = samples[samples <= background] - background
     noise = float(np.sqrt(np.mean(darker * darker))) if darker.size else 0.0
-    above = np.expm1(otsu(np.log1p(np.maximum(samples - background, 0))))
-    return background, max(min(max(float(above), SIGNAL[0]), SIGNAL[1]), SIGMAS * noise)
+    above = float(np.expm1(otsu(np.log1p(np.maximum(samples - background, 0)))))
+    return background, max(above, SIGNAL, SIGMAS * noise)
 
 
 def _cleaned(found: Bits, gap_um: float, size: float) -> Bits:
