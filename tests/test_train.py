@@ -44,6 +44,22 @@ COLOURS = ("brightness", "contrast", "gamma", "channel", "shift", "saturation", 
 COLOURLESS = AugmentConfig(scale=(1, 1)).model_copy(update=dict.fromkeys(COLOURS, 0.0))
 
 
+class Clock:
+    """A clock that goes on when it is looked at: a training has the same number of steps however busy the machine is."""
+
+    def __init__(self) -> None:
+        self._now = 0.0
+
+    def monotonic(self) -> float:
+        self._now += 0.03
+        return self._now
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.train.loop.time", Clock())
+
+
 @pytest.fixture
 def scenes(tmp_path: Path) -> Path:
     """Three scenes of two classes: dark and bright squares; a corner is filling, a stripe is not labelled."""
