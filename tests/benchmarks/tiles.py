@@ -43,10 +43,11 @@ def cut(scene: Path, path: Path, side: int) -> Path:
     with rasterio.open(scene) as file:
         samples = file.read()
         names = {"descriptions": file.descriptions, "colorinterp": file.colorinterp}
+        place = {} if file.crs is None else {"crs": file.crs, "transform": file.transform}
     samples = samples[:, np.arange(side) % samples.shape[1]][:, :, np.arange(side) % samples.shape[2]]
     layout = {"tiled": True, "blockxsize": 512, "blockysize": 512, "compress": "deflate"}
     shape = {"count": len(samples), "height": side, "width": side, "dtype": samples.dtype}
-    with rasterio.open(path, "w", driver="GTiff", **shape, **layout) as file:
+    with rasterio.open(path, "w", driver="GTiff", **shape, **layout, **place) as file:
         file.write(samples)
         file.descriptions, file.colorinterp = names["descriptions"], names["colorinterp"]
     return path
