@@ -199,11 +199,11 @@ def find_tissue(rgb: Rgb, valid: Bits, mpp: float | None) -> tuple[Bits, str]:
 def _is_bright_field(planes: Planes, valid: Bits) -> bool:
     """Whether light shines through: of what is not black, the less may be dim, the darker the lightest is in any channel.
 
-    All tissue is hardly ever dim, and ink leaves light glass beside it; most of what glows is dim, and few of all colours.
+    Where light shines through, ink leaves glass beside it, and tissue is hardly ever dim; what glows has dim edges, and colour.
     """
     lit = planes[:, valid & (planes.max(axis=0) > BLACK)]
     dim = float((lit.max(axis=0) < DIM).mean())
-    return dim < float(np.clip(np.percentile(lit.min(axis=0), 95) / 255, 0.05, 0.5))
+    return dim < min(0.5, (float(np.percentile(lit.min(axis=0), 95)) - DIM / 2) / 192)
 
 
 def _in_bright_field(planes: Planes, valid: Bits, size: float) -> tuple[Bits, str]:
@@ -356,7 +356,7 @@ def _fitted(
         near = (abs(rest.mean(axis=1)) < SAME_LIGHT) & (np.ptp(rest, axis=1) < SAME_HUE)
         if near.sum() < 20:
             return None
-        level = np.diag([0, 1, 1, 1, 1, 1]) * 0.005 * near.sum()
+        level = np.diag([0, 1, 1, 1, 1, 1]) * 1e-3 * near.sum()
         surface = np.linalg.solve(terms[near].T @ terms[near] + level, terms[near].T @ seen[near])
     rest = (seen - terms @ surface)[near]
     under = terms[near] @ surface
@@ -513,8 +513,7 @@ def _signal(samples: Samples) -> tuple[float, float]:
 
 def _cleaned(found: Bits, gap_um: float, size: float) -> Bits:
     """`found` with gaps closed, small holes filled and specks dropped; holes at the picture's edge stay."""
-    closed = _closed(found, _px(gap_um, size)).astype(np.float32)
-    found = found | (_blurred(closed, 1.5) > 0.5)
+    found = _closed(found, _px(gap_um, size))
     holes, count = _parts(~found, diagonal=False)
     fill = _sum_of(~found, holes, count) * size**2 <= HOLE_UM2
     for edge in (holes[0], holes[-1], holes[:, 0], holes[:, -1]):

@@ -32,9 +32,9 @@ from pipeline.config import load_config
 steps = {"imports": time.perf_counter() - began}
 
 def timed(name, function):
-    def call(*arguments):
+    def call(*arguments, **options):
         began = time.perf_counter()
-        result = function(*arguments)
+        result = function(*arguments, **options)
         steps[name] = time.perf_counter() - began
         return result
     return call
