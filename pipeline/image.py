@@ -103,6 +103,8 @@ class SourceInfo(Frozen):
     """Where the size was found: `stated`, the name of a property or tag, `objective power`; None: the georeference."""
     pixel_size_error: str | None = None
     """Why a size that the file states is not believed."""
+    states_resolution: bool = False
+    """Whether tags of a raster state a resolution, believable or not."""
     levels: tuple[tuple[int, int], ...] = ()
     """(height, width) of each level of a slide's pyramid, full resolution first; empty where only that is read."""
     background: tuple[int, int, int] | None = None

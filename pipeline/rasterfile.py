@@ -251,7 +251,9 @@ def _facts(path: Path, dataset: DatasetReader) -> SourceInfo:
 
 def _sized(info: SourceInfo, dataset: DatasetReader, mpp: tuple[float, float] | None) -> SourceInfo:
     """`info` with the size of its pixels as it is stated, or as the header of an OME-TIFF says."""
-    ome = OmePixels.of(dataset.tags().get("TIFFTAG_IMAGEDESCRIPTION", ""))
+    tags = dataset.tags()
+    ome = OmePixels.of(tags.get("TIFFTAG_IMAGEDESCRIPTION", ""))
+    info = info.model_copy(update={"states_resolution": "TIFFTAG_XRESOLUTION" in tags})
     if ome is not None and ome.planes > len(info.band_indexes):
         raise SourceError(
             f"{info.uri} is an OME-TIFF of {ome.planes} planes (channels, depths, times), each a picture of its own, of which "

@@ -424,7 +424,7 @@ def _ink(od: Samples, density: Samples, absorbing: Bits, size: float) -> tuple[B
 
 def _strokes(hued: Bits, drawn: Bits, absorbing: Bits, soft: int) -> Bits:
     """The parts of `hued` that are more than a pixel wide, mostly `drawn`, and have less tissue than glass beside them."""
-    body = _closed(_opened(hued, 1), 1)
+    body = _opened(hued, 1)
     if not body.any():
         return body
     parts, count = _parts(body)

@@ -264,6 +264,15 @@ def test_pale_tissue_that_covers_most_of_the_slide_is_not_taken_for_glass(
     assert_found(find(photographed(stained(most, density, grain=0.08), falls=falls)), most)
 
 
+def test_light_is_not_guessed_darker_or_lighter_than_glass_was_seen() -> None:
+    """The only glass is a hole of 0.3 mm where light falls by 8 %; going on like that, the other corner would be dark."""
+    hole, cols = disc(60, 60, 16), np.indices(SHAPE)[1]
+    rgb = photographed(stained(~hole, (0.03, 0.09, 0.05), grain=0.1)).astype(float)
+    tilted = rgb * (1 - 0.08 * (cols - 60) / 32)[..., None]
+    rgb = np.where(disc(60, 60, 20)[..., None], np.minimum(tilted, 255), rgb).astype(np.uint8)
+    assert find(rgb)[~grown(hole, 5)].all()
+
+
 def test_a_bubble_that_is_lighter_than_the_glass_does_not_make_the_glass_tissue() -> None:
     rgb, bubble = photographed(stained(TISSUE, HE), (222, 222, 222)), disc(140, 200, 22)
     rgb[bubble] += 26
@@ -285,7 +294,9 @@ def test_nothing_is_found_on_a_blank_slide(glass: tuple[int, int, int], noise: f
 
 
 @pytest.mark.parametrize(
-    ("stain", "grain"), [(HE, 0.3), ((0.40, 0.70, 0.33), 0.3), ((0.05, 0.15, 0.09), 0.03)], ids=["usual", "dark", "smooth"]
+    ("stain", "grain"),
+    [(HE, 0.3), ((0.40, 0.70, 0.33), 0.3), ((0.05, 0.15, 0.09), 0.03), ((0.35, 0.35, 0.35), 0.35)],
+    ids=["usual", "dark", "smooth", "grey"],
 )
 def test_a_slide_that_is_all_tissue_is_found_whole(stain: tuple[float, float, float], grain: float) -> None:
     rgb = photographed(stained(np.ones(SHAPE, bool), stain, grain))
@@ -293,10 +304,9 @@ def test_a_slide_that_is_all_tissue_is_found_whole(stain: tuple[float, float, fl
     assert find(rgb).mean() > 0.99
 
 
-def test_ink_on_a_slide_that_is_all_tissue_is_not_its_glass() -> None:
-    ink, where = drawn("black", [(60, 20), (60, 160)], 60)
-    found = find(photographed(stained(np.ones(SHAPE, bool), HE, 0.3) + ink))
-    assert found[~grown(where, 3)].mean() > 0.99
+def test_a_dark_frame_around_a_slide_that_is_all_tissue_is_not_its_glass() -> None:
+    rgb = np.pad(photographed(stained(np.ones(SHAPE, bool), HE, 0.3)), ((60, 0), (0, 50), (0, 0)), constant_values=45)
+    assert find(rgb)[64:, :-54].mean() > 0.99
 
 
 def test_the_few_holes_in_a_slide_that_is_tissue_nearly_everywhere_are_its_glass() -> None:
@@ -347,6 +357,12 @@ def test_a_slide_with_nothing_but_ink_is_blank(name: str) -> None:
 def test_what_has_the_colour_of_ink_but_the_texture_of_tissue_is_tissue() -> None:
     for stain in (TOLUIDINE, (0.10, 0.60, 0.52), (0.60, 0.15, 0.40), (0.55, 0.55, 0.55)):
         assert_found(find(photographed(stained(TISSUE, stain))), TISSUE)
+
+
+def test_red_fibres_among_blue_ones_are_tissue() -> None:
+    blue = texture(11, 1.2) > 0
+    rgb = photographed(stained(TISSUE & blue, (0.8, 0.5, 0.15), 0.3) + stained(TISSUE & ~blue, (0.2, 0.6, 0.5), 0.3))
+    assert find(rgb)[TISSUE].all()
 
 
 def test_a_smooth_black_deposit_amid_tissue_is_tissue() -> None:
@@ -457,6 +473,14 @@ def test_two_steps_of_255_are_no_signal() -> None:
     assert not find(faint).any()
 
 
+def test_what_glows_out_of_focus_around_bright_tissue_is_not_tissue() -> None:
+    rgb = glowing((0, 0, 150))
+    rgb[..., 2] += np.rint(14 * ndimage.gaussian_filter(TISSUE * 1.0, 12)).astype(np.uint8)
+    found = find(rgb)
+    assert found[TISSUE].mean() > 0.98
+    assert not found[~grown(TISSUE, 6)].any()
+
+
 def test_dim_tissue_is_found_beside_bright() -> None:
     bright, dim = disc(60, 60, 40), disc(110, 170, 40)
     assert_found(find(np.maximum(glowing((0, 0, 240), bright), glowing((0, 0, 20), dim))), bright | dim)
@@ -541,6 +565,10 @@ def test_any_picture_has_an_answer_within_what_was_scanned(
     assert not (found & ~valid).any()
     assert words
     assert (find_tissue(rgb.copy(), valid.copy(), mpp)[0] == found).all()
+
+
+def test_a_blank_strip_one_pixel_high_is_blank() -> None:
+    assert not find(np.full((1, 100, 3), 240, np.uint8)).any()
 
 
 def test_other_arrays_are_refused() -> None:

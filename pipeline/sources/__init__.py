@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import SourceError
-from pipeline.image import STATED
 
 if TYPE_CHECKING:
     from pipeline.config import ArchiveConfig
@@ -76,7 +75,8 @@ def describe(
         return slidefile.describe(path, driver, mpp, from_power=from_power)
     raster = rasterfile.describe(uri, mpp)
     plain = raster.transform is None and raster.dtype == "uint8" and len(raster.band_indexes) == len(slidefile.BANDS)
-    if not plain or raster.valid_from == "nodata" or raster.pixel_size_from not in (None, STATED):
+    sized = mpp is not None or (raster.states_resolution and raster.pixel_size_from is None)
+    if not plain or not sized or raster.valid_from == "nodata":
         return raster
     try:
         slide = slidefile.describe(path, driver, mpp, from_power=from_power)
