@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from pipeline.audit import Audit, Fault
+    from pipeline.audit import Audit
     from pipeline.books import Account, Rebuilt, Trouble
+    from pipeline.inspection import Fault
     from pipeline.ledger import Run
 
 MOST_LINES = 20
