@@ -136,7 +136,7 @@ class Plan(Frozen):
             "major": __version__.split(".")[0],
         }
         if self.tissue is not None or self.area is not None:
-            tissue = self.tissue and [self.tissue.height, self.tissue.width, self.tissue.bits]
+            tissue = self.tissue and [self.tissue.height, self.tissue.width, self.tissue.digest]
             facts["looked at"] = [tissue, self.area and self.area.digest]
         return digest_of(facts)[:16]
 

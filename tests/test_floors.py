@@ -44,7 +44,7 @@ FLOORS: list[set[str]] = [
 ADDRESS = {
     "rasterio": {"gdal", "projection", "rasterfile", "rasterwrite"},
     "openslide": {"slidefile"},
-    "skimage": {"tissue"},
+    "skimage": set(),
     "tifffile": {"export", "demo"},
     "pyogrio": {"vectorfile", "export"},
     "shapely": {"vectorfile", "export"},

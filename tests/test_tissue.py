@@ -361,7 +361,7 @@ def test_what_has_the_colour_of_ink_but_the_texture_of_tissue_is_tissue() -> Non
 
 def test_red_fibres_among_blue_ones_are_tissue() -> None:
     blue = texture(11, 1.2) > 0
-    rgb = photographed(stained(TISSUE & blue, (0.8, 0.5, 0.15), 0.3) + stained(TISSUE & ~blue, (0.2, 0.6, 0.5), 0.3))
+    rgb = photographed(stained(TISSUE & blue, (0.8, 0.5, 0.15), 0.3) + stained(TISSUE & ~blue, (0.2, 0.6, 0.5), 0.3, 3))
     assert find(rgb)[TISSUE].all()
 
 
