@@ -243,6 +243,10 @@ def test_the_slider_shows_the_image_beneath(browser: Browser, page: Path) -> Non
     assert [browser.run(f"({opacity})('{kind}')") for kind in ("image", "truth", "mask", "errors")] == ["1", "0.4", "0.4", "0.4"]
     assert browser.run("document.querySelector('.shots').querySelectorAll('.under').length") == 3
     pair = "[...document.querySelector('.shots .under').parentElement.children]"
+    browser.run("document.querySelector('.shots').scrollIntoView()")  # pictures are loaded when they come near
+    until = time.monotonic() + 30
+    while not browser.run(f"{pair}.every((image) => image.complete && image.naturalHeight > 0)") and time.monotonic() < until:
+        time.sleep(0.05)
     places = browser.run(f"{pair}.map((image) => JSON.stringify(image.getBoundingClientRect()))")
     assert places[0] == places[1], "the image lies exactly beneath"
     browser.run(f"({slide})(70)")
