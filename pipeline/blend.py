@@ -133,8 +133,16 @@ class Blending(ABC):
         """Label `rows` of the core, and set their sums to 0."""
 
 
+def blending(
+    lattice: Lattice, core: Window, classes: int, *, activation: Activation = "none", confidence: bool = False
+) -> Blending:
+    """What labels `core` in the processor's memory, by compiled loops: sums only where tiles share pixels."""
+    alone = lattice.blend == "crop" or lattice.tiles == 1
+    return (Picker if alone else Blender)(lattice, core, classes, activation=activation, confidence=confidence)
+
+
 class Blender(Blending):
-    """Blending in the processor's memory, by compiled loops."""
+    """Labels from the sums of all tiles at a pixel."""
 
     def __init__(
         self, lattice: Lattice, core: Window, classes: int, *, activation: Activation = "none", confidence: bool = False
@@ -158,3 +166,28 @@ class Blender(Blending):
             sums = self._seams.row_sum[rows], self._seams.col_sum
             self._kernels.confide(self._sums, rows.start, *sums, labels, failed, self.confidence[rows])
         self._kernels.label(self._sums, rows.start, labels, failed)
+
+
+class Picker(Blending):
+    """Labels from the one tile that counts at a pixel: with `crop`, or where there is but one. The highest output wins, as
+    softmax does not change which that is."""
+
+    def __init__(
+        self, lattice: Lattice, core: Window, classes: int, *, activation: Activation = "none", confidence: bool = False
+    ) -> None:
+        super().__init__(lattice, core, classes, confidence=confidence)
+        from pipeline import kernels
+
+        self._kernels, self._soft, self._sigmoid = kernels, activation != "none", activation == "sigmoid"
+
+    def _add(self, outputs: Floats, place: tuple[int, int], part: Window) -> bool:
+        (row, col), core, failed = place, self._core, self._codes.failed
+        rows, cols = (part.row - row, part.row_stop - row), (part.col - col, part.col_stop - col)
+        target = self.labels, part.row - core.row, part.col - core.col, failed
+        finite = self._kernels.pick(outputs, rows, cols, self._sigmoid, *target)
+        if self.confidence is not None:
+            self._kernels.assure(outputs, rows, cols, self._soft, self._sigmoid, *target, self.confidence)
+        return finite
+
+    def _label(self, rows: slice) -> None:
+        """They have their labels."""

@@ -13,8 +13,9 @@ from pipeline.shop import Shop, work_path
 from pipeline.survey import Planned
 from pipeline.whole import Whole, WholeJob, do_whole
 
-BATCH_SECONDS = 0.5
-"""How long a call with several images should take: far above what a call costs, far below what a worker may lose."""
+BATCH_SECONDS, LEAST_SECONDS = 0.5, 0.1
+"""How long a call with several images should take, and towards the end at least: far above what a call costs, far below what a
+worker may lose."""
 
 
 def process_untouched(shop: Shop, planned: list[Planned]) -> dict[str, ImageResult]:
@@ -87,7 +88,7 @@ class Pace:
 
     def __init__(self, pixels: int, workers: Workers) -> None:
         self._left = pixels
-        self._shares = 1 if workers.client is None else 4 * workers.count
+        self._shares = 1 if workers.count == 1 else 4 * workers.count
         self._batch_px = 0.0
 
     def batches(self, planned: list[Planned]) -> Iterator[list[Planned]]:
@@ -96,7 +97,8 @@ class Pace:
         pixels = 0
         for image in planned:
             size = image.plan.grid.height * image.plan.grid.width
-            if batch and pixels + size > min(self._batch_px, self._left / self._shares):
+            share = max(self._left / self._shares, self._batch_px * LEAST_SECONDS / BATCH_SECONDS)
+            if batch and pixels + size > min(self._batch_px, share):
                 self._left -= pixels
                 yield batch
                 batch, pixels = [], 0

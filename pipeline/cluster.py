@@ -93,6 +93,7 @@ def _configure_dask() -> None:
             "distributed.worker.memory.pause": False,  # a paused worker would wait for memory that nobody frees
             "distributed.nanny.pre-spawn-environ": KEEP_MEMORY,
             "distributed.scheduler.work-stealing": True,
+            "distributed.worker.profile.enabled": False,
             "logging": {"distributed": "error", "distributed.scheduler": "critical", "distributed.worker": "critical"},
         }
     )

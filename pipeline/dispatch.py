@@ -195,9 +195,9 @@ class _Call:
         return self._made
 
 
-def _execute[Result](topic: str, key: str, suspect: bool, function: Callable[..., Result], arguments: tuple[Any, ...]) -> Result:
-    """What workers do: tell the driver's Watch that the task is begun, and make the call. One that is suspected of a death waits
-    until the scheduler has that word: it may be the last."""
+def _execute(topic: str, key: str, suspect: bool, call: bytes) -> Any:
+    """What workers do: tell the driver's Watch that the task is begun, then unpickle the call and make it. One that is suspected
+    of a death waits until the scheduler has that word, and what the worker had told before: it may be the last."""
     from distributed import get_worker
     from distributed.utils import sync
 
@@ -207,6 +207,7 @@ def _execute[Result](topic: str, key: str, suspect: bool, function: Callable[...
         sync(worker.loop, worker.scheduler.log_event, topic=topic, msg={**news, "worker": worker.address})
     else:
         worker.log_event(topic, news)
+    function, arguments = pickle.loads(call)  # noqa: S301 - bytes of the driver, as Dask has them too
     return function(*arguments)
 
 
@@ -321,7 +322,7 @@ class _Dispatch[Result]:
         name, topic = self._function.__name__, self._watch.topic
         keys = [f"{name}-{one.key}-{one.attempt}" + f".{one.sent}" * (one.sent > one.attempt) for one in tries]
         calls = [
-            dumps(_Call(_execute, topic, key, one.suspect is not None, self._function, one.arguments))
+            dumps(_Call(_execute, topic, key, one.suspect is not None, dumps((self._function, one.arguments))))
             for key, one in zip(keys, tries, strict=True)
         ]
         with _scheduler(self._client):

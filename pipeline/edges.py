@@ -136,10 +136,11 @@ class Disagreement:
         np.add.at(self._counts[:, 1], place, np.count_nonzero(real, axis=along) - different)
 
 
-def winners_of(outputs: NDArray[np.float32]) -> Winners:
-    """The labels (h, w) of outputs (channels, h, w): the class of the highest, the lowest of equals."""
+def winners_of(outputs: NDArray[np.float32], *, sigmoid: bool = False) -> Winners:
+    """The labels (h, w) of outputs (channels, h, w): the class of the highest, the lowest of equals. `sigmoid`: the one channel
+    is the second of two classes, the first has output 0."""
     winner: Labels = np.zeros(outputs.shape[1:], np.uint8 if len(outputs) <= 256 else np.uint16)
-    if len(outputs) == 1:
+    if sigmoid:
         winner[outputs[0] > 0] = 1
         return lambda: winner
     best = outputs[0].copy()

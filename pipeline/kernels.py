@@ -67,6 +67,15 @@ def _octaves(x: np.float32) -> tuple[np.int32, np.float32]:
 
 
 @compiled
+def _power(x: np.float32) -> np.float32:
+    """e**x for x <= 0."""
+    bits, r = _octaves(x)
+    square = r * r
+    p = (_P3 * r + _P2) * square + (_P1 * r + _P0)
+    return (p * square + r + _ONE) * np.int32(bits).view(np.float32)
+
+
+@compiled
 def add_probabilities(
     outputs: Floats,
     rows: tuple[int, int],
@@ -182,6 +191,85 @@ def label(sums: Floats, ring: int, labels: Labels, failed: int) -> None:
             for code in range(classes):
                 for i in range(wide):
                     sums[line, code, first + np.uintp(i)] = _ZERO
+
+
+@compiled
+def pick(
+    outputs: Floats,
+    rows: tuple[int, int],
+    cols: tuple[int, int],
+    sigmoid: bool,
+    labels: Labels,
+    top: int,
+    left: int,
+    failed: int,
+) -> bool:
+    """Give `labels` the classes of one tile's highest outputs, the lowest of equals; False where an output is no finite number.
+
+    `outputs` (channels, t, t), of which [rows) x [cols) count; `sigmoid`: there is one channel for two classes, the first with
+    output 0. `labels` (height, width): from row `top` and column `left` on; pixels with codes from `failed` on keep them.
+    """
+    channels, width = outputs.shape[0], cols[1] - cols[0]
+    start, place, limit = np.uintp(cols[0]), np.uintp(left), np.int32(failed)
+    best, winner = np.empty((2, width), np.float32), np.empty((2, width), np.int32)
+    peak = np.int32(0)
+    for row in range(rows[0], rows[1]):
+        for i in range(width):
+            value = outputs[0, row, start + np.uintp(i)]
+            size = np.int32(np.float32(value).view(np.int32) & _MAGNITUDE)
+            peak = size if size > peak else peak
+            best[0, i] = value
+            winner[0, i] = np.int32(sigmoid & (value > _ZERO))
+        turn = 0
+        for code in range(1, channels):
+            for i in range(width):
+                value, old = outputs[code, row, start + np.uintp(i)], best[turn, i]
+                higher = value > old
+                size = np.int32(np.float32(value).view(np.int32) & _MAGNITUDE)
+                peak = size if size > peak else peak
+                best[1 - turn, i] = value if higher else old  # not in place: see `add_probabilities`
+                winner[1 - turn, i] = np.int32(code) if higher else winner[turn, i]
+            turn = 1 - turn
+        line = top + row - rows[0]
+        for i in range(width):
+            named, given = winner[turn, i], np.int32(labels[line, place + np.uintp(i)])
+            labels[line, place + np.uintp(i)] = named if given < limit else given
+    return bool(peak < _INFINITE)
+
+
+@compiled
+def assure(
+    outputs: Floats,
+    rows: tuple[int, int],
+    cols: tuple[int, int],
+    soft: bool,
+    sigmoid: bool,
+    labels: Labels,
+    top: int,
+    left: int,
+    failed: int,
+    confidence: NDArray[np.uint8],
+) -> None:
+    """Score of the class that `pick` gave each pixel, x 255, into `confidence` (height, width); arguments as there.
+
+    `soft`: outputs become scores by softmax or sigmoid; otherwise they are scores.
+    """
+    channels, width = outputs.shape[0], cols[1] - cols[0]
+    start, place = np.uintp(cols[0]), np.uintp(left)
+    for row in range(rows[0], rows[1]):
+        line = top + row - rows[0]
+        for i in range(width):
+            highest = _ZERO if sigmoid else outputs[0, row, start + np.uintp(i)]
+            for channel in range(channels):
+                highest = max(highest, outputs[channel, row, start + np.uintp(i)])
+            sure = highest
+            if soft:
+                share = _power(-highest) if sigmoid else _ZERO
+                for channel in range(channels):
+                    share += _power(outputs[channel, row, start + np.uintp(i)] - highest)
+                sure = _ONE / share
+            if labels[line, place + np.uintp(i)] < failed:
+                confidence[line, place + np.uintp(i)] = np.uint8(np.rint(min(max(sure, _ZERO), _ONE) * _FULL))
 
 
 @compiled

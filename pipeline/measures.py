@@ -263,4 +263,4 @@ def _error_cells(cell_px: int, cells: dict[tuple[int, int], NDArray[np.int64]]) 
 
 def pairs(counts: NDArray[np.int64]) -> tuple[tuple[int, int], ...]:
     """Counts (n, 2) as records keep them."""
-    return tuple((int(wrong), int(right)) for wrong, right in counts)
+    return tuple((wrong, right) for wrong, right in counts.tolist())

@@ -64,15 +64,16 @@ def _lay_out(path: Path, plan: Plan) -> None:
     """Write the documents of an empty mosaic: each once and whole, where zarr takes a round trip for every attribute."""
     root = str(path)
     for name, document in documents(plan).items():
-        _put(f"{root}/{name}" if name else root, "zarr.json", to_json(document, indent=2))
+        folder = f"{root}/{name}" if name else root
+        os.mkdir(folder)  # noqa: PTH102
+        _put(f"{folder}/zarr.json", to_json(document, indent=2))
     for name, centres in _centres(plan.grid).items():
-        _put(f"{root}/{name}/c", "0", centres.tobytes())
+        _put(f"{root}/{name}/c.0", centres.tobytes())
 
 
-def _put(folder: str, name: str, content: bytes) -> None:
-    """Make `folder` with one file in it. Without pathlib: of a small image this is a large part."""
-    os.mkdir(folder)  # noqa: PTH102
-    file = os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+def _put(path: str, content: bytes) -> None:
+    """Make a file. Without pathlib: of a small image this is a large part."""
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         while content:
             content = content[os.write(file, content) :]
@@ -391,6 +392,7 @@ def _template(dtype: str, names: tuple[str, ...], *, sharded: bool) -> bytes:
         chunks=side,
         shards=side if sharded else None,
         fill_value=0,
+        chunk_key_encoding={"name": "default", "separator": "/" if sharded else "."},  # coordinates lie in one file each
         compressors=ZstdCodec(level=3) if sharded else None,
         dimension_names=names,
     )

@@ -13,6 +13,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from affine import Affine
 from numpy.typing import NDArray
+from rasterio import Env
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import RasterioError
@@ -21,7 +22,7 @@ from rasterio.io import DatasetReader
 from rasterio.windows import Window as RasterioWindow
 
 from pipeline.errors import SourceError
-from pipeline.gdal import GDAL_ERRORS, gdal, share_cache
+from pipeline.gdal import GDAL_ERRORS, gdal, gdal_for_pixels, share_cache
 from pipeline.grid import Window
 from pipeline.image import STATED, SourceInfo, check_identity
 from pipeline.plan import MIB, gdal_cache_bytes
@@ -69,7 +70,8 @@ class RasterFile:
         self._nodata = _comparable(nodata, np.dtype(source.dtype))
         self._open = False
         check_unchanged(source)
-        self._dataset = _opened(local_path(source.uri))
+        with gdal_for_pixels():
+            self._dataset = _opened(local_path(source.uri))
         self._alpha = _alpha_index(self._dataset)
         self._open = True
         share_cache(+gdal_cache_bytes(source))
@@ -145,7 +147,7 @@ def describe(uri: str, mpp: tuple[float, float] | None = None) -> SourceInfo:
     `mpp` (row, col) states the size of its pixels in micrometres, where it has no georeference.
     """
     path = local_path(uri)
-    with _opened(path) as dataset, gdal():
+    with gdal(), _opened(path) as dataset:
         try:
             return _sized(_facts(path, dataset), dataset, mpp)
         except GDAL_ERRORS as e:
@@ -359,8 +361,8 @@ def read_all(path: Path) -> NDArray[Any]:
 
 def drivers() -> tuple[list[str], list[str]]:
     """(formats of DRIVERS that this GDAL reads, those that it lacks)."""
-    with gdal() as env:
-        known = env.drivers()
+    with gdal():
+        known = Env().drivers()  # type: ignore[no-untyped-call]
     return [d for d in DRIVERS if d in known], [d for d in DRIVERS if d not in known]
 
 

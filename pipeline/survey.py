@@ -15,6 +15,7 @@ from pipeline.card import ModelCard, read_card
 from pipeline.cluster import memory_per_worker
 from pipeline.config import Config, TruthConfig
 from pipeline.errors import ConfigError, GigamaskError
+from pipeline.gdal import gdal
 from pipeline.image import ImageSpec, WorkingGrid
 from pipeline.models import check_trusted, verify_weights
 from pipeline.plan import Plan, plan_image
@@ -111,16 +112,17 @@ def survey(config: Config, part: Division | None = None, *, keep: bool = False) 
     memory = memory_per_worker(config.cluster)
     planned: list[Planned] = []
     refused: list[Refused] = []
-    for image in discover(config):
-        if part is not None and not part.holds(image):
-            continue
-        try:
-            plan = plan_image(config, image, describe_image(config.archive, image), card, memory)
-            plan = with_area(plan, config.archive.tissue, config.output / "tissue", keep=keep)
-        except GigamaskError as e:
-            refused.append(Refused(image, str(e), *_missed(config, image, card)))
-            continue
-        planned.append(Planned(plan, *survey_truth(config.truth, image.truth, plan.mask)))
+    with gdal():
+        for image in discover(config):
+            if part is not None and not part.holds(image):
+                continue
+            try:
+                plan = plan_image(config, image, describe_image(config.archive, image), card, memory)
+                plan = with_area(plan, config.archive.tissue, config.output / "tissue", keep=keep)
+            except GigamaskError as e:
+                refused.append(Refused(image, str(e), *_missed(config, image, card)))
+                continue
+            planned.append(Planned(plan, *survey_truth(config.truth, image.truth, plan.mask)))
     return Survey(config, card, memory, planned, refused)
 
 

@@ -55,6 +55,14 @@ def confide(sums: Floats, row_weight: Floats, col_weight: Floats) -> NDArray[np.
     return np.rint(np.clip(sums.max(axis=0) / (row_weight[:, None] * col_weight), 0, 1) * f32(255)).astype(np.uint8)
 
 
+def assure(outputs: Floats) -> NDArray[np.uint8]:
+    """Softmax of the highest of outputs (classes, h, w) x 255."""
+    share = np.zeros(outputs.shape[1:], f32)
+    for power in exponential(outputs - outputs.max(axis=0)):
+        share += power
+    return np.rint(f32(1) / share * f32(255)).astype(np.uint8)
+
+
 def halve(labels: NDArray[Any], failed: int) -> NDArray[Any]:
     """The commonest class of each 2 x 2 labels, pixel by pixel as one would count by hand."""
     height, width = labels.shape

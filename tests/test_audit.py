@@ -242,12 +242,12 @@ def test_metadata_that_was_edited_is_found_and_laid_out_anew(archive: Path) -> N
     document = json.loads((mask / "0/mask/zarr.json").read_text())
     document["attributes"]["nodata"] = 0
     (mask / "0/mask/zarr.json").write_text(json.dumps(document))
-    flip(mask / "0/x/c/0")
+    flip(mask / "0/x/c.0")
     (mask / "1/spatial_ref/zarr.json").unlink()
     found = audit(archive)
     assert told(found) == {
         ("layout", None, "0/mask/zarr.json"),
-        ("layout", None, "0/x/c/0"),
+        ("layout", None, "0/x/c.0"),
         ("layout", None, "1/spatial_ref/zarr.json"),
     }
     assert ("attributes.nodata 255", "attributes.nodata 0") in {(f.expected, f.found) for f in found.faults}

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy.special import softmax
 
-from pipeline.blend import Blender, hann, weight_sum
+from pipeline.blend import Activation, blending, hann, weight_sum
 from pipeline.grid import Lattice, Window, blocks
 
 
@@ -24,7 +25,7 @@ def rolled(
     lattice: Lattice, core: Window, classes: int, scores: dict[tuple[int, int], NDArray[np.float32]], valid: NDArray[np.bool_]
 ) -> tuple[NDArray[np.unsignedinteger], NDArray[np.uint8] | None]:
     """What a block computes, tile row by tile row."""
-    blend = Blender(lattice, core, classes, confidence=True)
+    blend = blending(lattice, core, classes, confidence=True)
     rows, cols = lattice.touching(core)
     seen = core.row
     for row in rows:
@@ -113,6 +114,24 @@ def test_crop_takes_each_pixel_from_the_nearest_tile() -> None:
     assert (labels[:, 5:] == 1).all()
 
 
+@pytest.mark.parametrize("activation", ["none", "softmax", "sigmoid"])
+def test_where_one_tile_counts_its_own_scores_do(activation: Activation) -> None:
+    lattice = Lattice(5, 7, 8, 0, "hann")
+    outputs = np.random.default_rng(3).normal(0, 2, (1 if activation == "sigmoid" else 3, 8, 8)).astype(np.float32)
+    logits = np.concatenate([np.zeros_like(outputs), outputs]) if activation == "sigmoid" else outputs
+    scores = softmax(logits.astype(np.float64), axis=0) if activation != "none" else logits
+    blend = blending(lattice, Window(0, 0, 5, 7), len(logits), activation=activation, confidence=True)
+    blend.expect(Window(0, 0, 5, 7), np.ones((5, 7), bool), None)
+
+    assert blend.add(0, 0, outputs)
+    assert blend.finish()
+
+    assert blend.confidence is not None
+    assert (blend.labels == scores[:, :5, :7].argmax(0)).all()
+    expected = np.clip(scores.max(0), 0, 1)[:5, :7] * 255
+    assert np.abs(blend.confidence - expected).max() < 0.501
+
+
 def test_hann_weights_are_above_zero_and_symmetric() -> None:
     weights = hann(512)
     assert weights.min() > 0
@@ -139,7 +158,7 @@ def test_what_could_not_be_read_is_failed_and_the_rest_is_no_data() -> None:
     core = Window(0, 0, 4, 4)
     valid, failed = np.zeros((4, 4), bool), np.zeros((4, 4), bool)
     valid[0], failed[1] = True, True
-    blend = Blender(lattice, core, 2)
+    blend = blending(lattice, core, 2)
     blend.expect(core, valid, failed)
     blend.add(0, 0, np.ones((2, 4, 4), np.float32))
     blend.finish()
@@ -148,7 +167,7 @@ def test_what_could_not_be_read_is_failed_and_the_rest_is_no_data() -> None:
 
 def test_more_than_254_classes_take_two_bytes() -> None:
     lattice = Lattice(2, 2, 2, 0, "hann")
-    blend = Blender(lattice, Window(0, 0, 2, 2), 300)
+    blend = blending(lattice, Window(0, 0, 2, 2), 300)
     valid = np.array([[True, True], [False, False]])
     blend.expect(Window(0, 0, 2, 2), valid, None)
     scores = np.zeros((300, 2, 2), np.float32)

@@ -82,14 +82,14 @@ def test_a_killer_is_charged_and_those_who_wait_behind_it_are_not(tmp_path: Path
 
 
 class Bomb:
-    """Kills the worker that opens it, before anything is begun."""
+    """Kills the worker that opens it, before word of its start is out."""
 
     def __reduce__(self) -> tuple[Callable[[int], None], tuple[int]]:
         return os._exit, (7,)
 
 
 @pytest.mark.usefixtures("patient")
-def test_whoever_dies_before_it_is_begun_takes_nobody_with_it() -> None:
+def test_whoever_dies_before_its_start_is_told_takes_nobody_with_it() -> None:
     with local(1) as workers:
         tasks = [("bomb", (Bomb(),)), *((f"waits-{i}", (i,)) for i in range(3))]
         outcomes = dict(run_tasks(unpacked, tasks, replace(workers, window=Wide()), attempts=1))

@@ -121,6 +121,45 @@ def test_scores_labels_and_confidence(classes: int, height: int, width: int, see
     assert not sums.any()
 
 
+@pytest.mark.parametrize("stray", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("channel", [0, 2])
+def test_picking_tells_what_is_no_finite_number(stray: float, channel: int) -> None:
+    outputs, labels = np.zeros((3, 4, 4), np.float32), np.zeros((4, 4), np.uint8)
+    outputs[channel, 3, 3] = stray
+
+    assert kernels.pick(outputs, (0, 3), (0, 4), False, labels, 0, 0, 254)
+    assert not kernels.pick(outputs, (0, 4), (0, 4), False, labels, 0, 0, 254)
+
+
+@settings(max_examples=60)
+@given(classes=st.integers(1, 9), height=SIDES, width=SIDES, extra=st.integers(0, 9), sigmoid=st.booleans(), seed=SEEDS)
+def test_the_highest_output_wins_in_its_window(
+    classes: int, height: int, width: int, extra: int, sigmoid: bool, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    side = max(height, width) + extra
+    outputs = (rng.integers(-4, 5, (1 if sigmoid else classes, side, side)) / 4).astype(np.float32)  # with many ties
+    row, col = int(rng.integers(0, side - height + 1)), int(rng.integers(0, side - width + 1))
+    top, left = (int(n) for n in rng.integers(0, 3, 2))
+    labels = rng.choice(np.array([0, 254, 255], np.uint8), (height + 3, width + 3), p=[0.8, 0.1, 0.1])
+    before, confidence = labels.copy(), np.zeros(labels.shape, np.uint8)
+    window = (row, row + height), (col, col + width)
+    target = labels, top, left, 254
+
+    assert kernels.pick(outputs, *window, sigmoid, *target)
+    kernels.assure(outputs, *window, True, sigmoid, *target, confidence)
+
+    own = outputs[:, row : row + height, col : col + width]
+    logits = np.concatenate([np.zeros_like(own), own]) if sigmoid else own
+    inside = np.s_[top : top + height, left : left + width]
+    expected, todo = before.copy(), before[inside] < 254
+    expected[inside] = reference.label(logits, before[inside], 254)
+    np.testing.assert_array_equal(labels, expected)
+    sure = reference.assure(logits)
+    np.testing.assert_array_equal(confidence[inside][todo], sure[todo])
+    assert confidence.astype(np.int64).sum() == sure[todo].astype(np.int64).sum()
+
+
 @settings(max_examples=60)
 @given(height=SIDES, width=SIDES, wide=st.booleans(), seed=SEEDS)
 def test_halving_is_a_vote_of_four(height: int, width: int, wide: bool, seed: int) -> None:

@@ -185,7 +185,7 @@ def test_a_pixelwise_model_never_disagrees(raster: Callable[..., Path], tmp_path
 
 def test_one_output_stands_for_two_classes() -> None:
     lattice = Lattice(16, 28, 16, 4)
-    compared = edges.Disagreement(lattice, Window(0, 0, 16, 28), 2)
+    compared = edges.Disagreement(lattice, Window(0, 0, 16, 28), 2, partial(edges.winners_of, sigmoid=True))
     labels = np.zeros((16, 28), np.uint8)
     low, high = np.full((1, 16, 16), -1, np.float32), np.zeros((1, 16, 16), np.float32)
     high[0, :8] = 2  # exactly 0 is the first class

@@ -187,6 +187,7 @@ def test_the_layout_is_what_zarr_itself_would_write(scene: Path, tmp_path: Path)
                 chunks=ours.chunks,
                 shards=ours.shards,
                 fill_value=ours.fill_value,
+                chunk_key_encoding={"name": "default", "separator": "/" if ours.shards else "."},
                 compressors=ZstdCodec(level=3) if ours.shards else None,
                 dimension_names=ours.metadata.dimension_names,
             )

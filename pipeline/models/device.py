@@ -82,7 +82,7 @@ class DevicePredictor(Predictor):
     def winners(self, outputs: Tensor) -> Winners:
         """As for every predictor; asked of the device at once, and waited for only when they are wanted."""
         with torch.inference_mode():
-            winner = (outputs[0] > 0).to(torch.uint8) if len(outputs) == 1 else outputs.argmax(dim=0)
+            winner = (outputs[0] > 0).to(torch.uint8) if self.activation == "sigmoid" else outputs.argmax(dim=0)
             winner = winner.to(torch.uint8 if len(self.card.classes) <= 256 else torch.int32)
             if not self._cuda:
                 here = winner.cpu().numpy()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.blend import Activation, Blender, Blending
+from pipeline.blend import Activation, Blending, blending
 from pipeline.card import ModelCard
 from pipeline.edges import Winners, winners_of
 from pipeline.grid import Lattice, Window
@@ -70,11 +70,11 @@ class Predictor(ABC):
 
     def blender(self, lattice: Lattice, core: Window, *, confidence: bool) -> Blending:
         """What turns the outputs that `stream` yields into labels of `core`."""
-        return Blender(lattice, core, len(self.card.classes), activation=self.activation, confidence=confidence)
+        return blending(lattice, core, len(self.card.classes), activation=self.activation, confidence=confidence)
 
     def winners(self, outputs: Any) -> Winners:
         """The labels (h, w) that a part (channels, h, w) of what `stream` yields would have by itself, to be asked for later."""
-        return winners_of(outputs)
+        return winners_of(outputs, sigmoid=self.activation == "sigmoid")
 
     def device_seconds(self) -> float | None:
         """How long a device of its own computed for the calling thread since it last asked; None where there is none."""

@@ -76,11 +76,20 @@ def count_samples(data: NDArray[Any], valid: NDArray[np.bool_], corner: tuple[in
     real = valid[every]
     found = np.zeros((len(bins), BINS), np.int64)
     for band, at in enumerate(bins):
-        samples = data[band][every][real].astype(np.float64)
-        samples = samples[samples == samples]
-        place = np.clip(np.floor((samples - at.low) / at.width) + 1, 0, BINS - 1)
-        found[band] = np.bincount(place.astype(np.intp), minlength=BINS)
+        samples = data[band][every][real]
+        if samples.dtype == np.uint8:  # of so few values each is placed but once
+            of_value = np.bincount(samples, minlength=256)
+            np.add.at(found[band], _place(np.arange(256.0), at), of_value)
+        else:
+            values = samples.astype(np.float64)
+            found[band] = np.bincount(_place(values[values == values], at), minlength=BINS)
     return found
+
+
+def _place(values: NDArray[np.float64], bins: Bins) -> NDArray[np.intp]:
+    """The bin of each of `values`."""
+    place: NDArray[np.float64] = np.clip(np.floor((values - bins.low) / bins.width) + 1, 0, BINS - 1)
+    return place.astype(np.intp)
 
 
 def quantiles(counts: Sequence[int] | NDArray[np.int64], bins: Bins, shares: Sequence[float]) -> list[float]:
