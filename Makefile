@@ -14,7 +14,7 @@ help:
 	@echo "make demo    scenes, a model, masks and a report in demo/, in a few minutes"
 	@echo "make test    lint, types and tests"
 	@echo "make bench   how fast, how much memory, beside what: half an hour on an idle machine"
-	@echo "make chaos   faults caused for real, and docs/reliability.md: what each costs; a quarter of an hour"
+	@echo "make chaos   faults caused for real, and docs/reliability.md: what each costs; ten minutes"
 	@echo "make lock    requirements.lock, anew"
 	@echo "make peers   .venv-peers, what the benchmarks measure gigamask against: 6 GB"
 

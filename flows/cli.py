@@ -19,8 +19,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich's own help costs three times as long to import as all the rest
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 all well, 1 something failed (named), 2 wrong usage or configuration, 3 a gate failed, 4 a gate is "
-    "inconclusive.",
+    epilog="Exit codes: 0 all well, 1 something failed (named), 2 wrong usage, configuration or model, 3 a gate failed, 4 a gate "
+    "is inconclusive; the first of 1, 3, 4 that applies. 130, 143: interrupted.",
 )
 config_app = typer.Typer(help="The configuration file.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
@@ -40,7 +40,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON o
 
 @app.command()
 def plan(config: ConfigFile, root: Root = None, as_json: AsJson = False) -> None:
-    """Say what would run, its cost, and what would fail. Nothing is loaded or written."""
+    """Say what would run, its cost, and what would fail. Nothing is loaded or written.
+
+    Exit code 2 where an image or its labels cannot be used: a run would do the others, and end with 1.
+    """
     from flows import views
     from pipeline.config import load_config
     from pipeline.report.evaluation import refuse
@@ -117,15 +120,17 @@ def segment(
     tile: Annotated[
         str | None, typer.Option(help="Side of a tile in px, or auto: what a probe found fastest; default: the model card's.")
     ] = None,
-    overlap: Annotated[int | None, typer.Option(help="Shared px of neighbouring tiles; default: the model card's.")] = None,
+    overlap: Annotated[
+        int | None, typer.Option(help="Shared px of neighbouring tiles; default: the card's, a quarter of --tile.")
+    ] = None,
     blend: Annotated[str, typer.Option(help="hann: weighted mean; crop: nearest tile centre.")] = "hann",
     block: Annotated[str, typer.Option(help="Side of a block in px, or auto.")] = "auto",
-    batch: Annotated[int, typer.Option(help="Tiles a forward pass.")] = 4,
+    batch: Annotated[int, typer.Option(help="Tiles at a time: on a GPU in one pass, on the CPU one a thread.")] = 4,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     precision: Annotated[str, typer.Option(help="float32 or bfloat16, of the forward pass.")] = "float32",
     workers: Annotated[int, typer.Option(help="Dask worker processes; 0: this process.")] = 0,
     threads: Annotated[int | None, typer.Option(help="Threads of the model's arithmetic in each worker.")] = None,
-    memory_gib: Annotated[float, typer.Option(help="Memory a worker may take; 0: 80 % of the machine's.")] = 0,
+    memory_gib: Annotated[float, typer.Option(help="Memory a worker may take; 0: 80 % of the machine's, divided.")] = 0,
     bands: Annotated[str | None, typer.Option(help="Bands to feed the model, by name or index: red,green,4.")] = None,
     resolution: Annotated[str, typer.Option(help="card, native, or a pixel size such as 0.6m, 0.5um or 2px.")] = "card",
     tissue: Annotated[
@@ -294,10 +299,11 @@ def train(
     labels: Annotated[str | None, typer.Option(help="Where their labels lie: labels/{stem}_label.tif.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the model.")] = None,
     ignore: Annotated[str | None, typer.Option(help="Label values that mean `not labelled`: 0,255.")] = None,
-    minutes: Annotated[float | None, typer.Option(help="Time budget.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Time budget; default: the config's, or 10.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train a model from labelled rasters. A killed training goes on where it last validated."""
+    """Train a model from labelled rasters, by a CONFIG or by --images, --labels and --out. A killed training goes on where it
+    last validated."""
     from flows import console, learn, views
 
     with console.training(quiet=as_json) as (report, say):
@@ -318,10 +324,12 @@ def doctor(as_json: AsJson = False) -> None:
 
 @app.command()
 def demo(
-    folder: Annotated[Path, typer.Argument(help="Where demo/ (scenes, model, masks, report) and configs/demo.yaml go.")] = Path(),
-    prefect: Annotated[bool, typer.Option("--prefect/--no-prefect", help="Run the night as a Prefect flow, or without.")] = True,
+    folder: Annotated[Path, typer.Argument(help="Where demo/ (images, models, masks, reports) and configs/ go.")] = Path(),
+    prefect: Annotated[
+        bool, typer.Option("--prefect/--no-prefect", help="Run the scenes' night as a Prefect flow, or without.")
+    ] = True,
 ) -> None:
-    """Make scenes, train, run the night, show the report. A few minutes on a laptop."""
+    """Make scenes and a slide, train on both, run both nights, show the reports. A few minutes on a laptop."""
     from flows.demo import run_demo
 
     raise typer.Exit(run_demo(folder, prefect=prefect))
@@ -471,13 +479,23 @@ def _class_map(text: str | None) -> dict[str, str] | None:
     if text is None:
         return None
     if "=" not in text:
-        import yaml
-
-        return dict(yaml.safe_load(Path(text).read_text(encoding="utf-8")))
+        return _class_file(Path(text))
     try:
         return {value.strip(): name.strip() for value, name in (pair.split("=", 1) for pair in text.split(","))}
     except ValueError as e:
         raise ConfigError(f"--class-map {text}: write label values and class names as 1=building,2=road") from e
+
+
+def _class_file(path: Path) -> dict[str, str]:
+    from pipeline.config import yaml_of
+
+    try:
+        found = yaml_of(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConfigError(f"--class-map {path}: cannot be read: {e}. Write 1=building,2=road, or name a YAML file") from e
+    if not isinstance(found, dict):
+        raise ConfigError(f"--class-map {path}: holds no mapping of label values to class names, such as 1: building")
+    return {str(value): str(name) for value, name in found.items()}
 
 
 def main() -> None:

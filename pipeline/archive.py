@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import glob
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -51,6 +52,8 @@ def discover(config: Config) -> list[ImageSpec]:
     labels = {image.truth for image in found.values()} | {uri for uri in found if _looks_like_labels(uri, pattern)}
     candidates = [uri for uri in sorted(found) if uri in named or uri not in labels]
     kept = [completed(found[uri], config) for uri in candidates if not _excluded(uri, config)]
+    for image in kept:
+        _check_name(image.uri)
     if not kept:
         left_out = f"; {len(candidates)} were found and left out by archive.exclude" if candidates else ""
         raise ConfigError(
@@ -58,6 +61,17 @@ def discover(config: Config) -> list[ImageSpec]:
             f"Folders are searched for {' '.join(SUFFIXES)}, less hidden files, the output folder and labels (truth.pattern)"
         )
     return kept
+
+
+def _check_name(uri: str) -> None:
+    """ConfigError for a name that is no text: neither the ledger nor the report could hold it."""
+    try:
+        uri.encode()
+    except UnicodeEncodeError as e:
+        raise ConfigError(
+            f"archive.images: the name of {os.fsencode(uri)!r} is not UTF-8: it could not be written down. Rename the file, or "
+            "leave it out with archive.exclude"
+        ) from e
 
 
 def _listed(entry: str, config: Config) -> tuple[list[ImageSpec], bool]:
@@ -220,15 +234,17 @@ def _stated_mpp(cells: dict[str, str], where: str) -> tuple[float, float] | None
         return None
     try:
         size = float(y or ""), float(x or "")
-    except ValueError as e:
-        raise ConfigError(f"{where}: mpp_x {x}, mpp_y {y} are not two numbers: give both in micrometres, or one as `mpp`") from e
+    except ValueError:
+        size = math.nan, math.nan
+    if not all(math.isfinite(side) and side > 0 for side in size):
+        raise ConfigError(f"{where}: mpp_x {x}, mpp_y {y} are not two sizes: give both in micrometres, or one as `mpp`")
     return size
 
 
 def _slide_in(uri: str) -> str:
     """The file that stands for a slide whose folder is named: the first of its DICOM files; else `uri` as it is."""
     path = Path(uri)
-    return next((str(file) for file in sorted(path.glob(f"*{DICOM}"))), uri) if path.is_dir() else uri
+    return next((str(file) for file in sorted(path.glob(f"*{DICOM}"))), uri) if os.path.isdir(uri) else uri  # noqa: PTH112 - no path may be too long for it
 
 
 def _beside(manifest: Path, name: str) -> str:

@@ -15,7 +15,7 @@ from pipeline import mosaic
 from pipeline.books import ledger_paths, open_ledgers, under_way
 from pipeline.cluster import Workers, run_tasks
 from pipeline.config import TruthConfig
-from pipeline.errors import ConfigError, OutputError, StoreError
+from pipeline.errors import ConfigError, OutputError, StoreError, explain
 from pipeline.finished import Finished, keep, publish, read_record, record_path, write_record
 from pipeline.inspection import (
     RUN,
@@ -41,7 +41,7 @@ from pipeline.scoring import score_mask
 from pipeline.shop import Progress, work_path
 from pipeline.survey import survey_truth
 from pipeline.whole import summarise
-from pipeline.work import ScoreJob, explain
+from pipeline.work import ScoreJob
 
 SUMMED = ("state", "height", "width", "tiles", "blocks", "failed_blocks", "class_px", "failed_px", "no_data_px")
 """Fields of an image's result that follow from its blocks' records and its plan."""

@@ -69,6 +69,7 @@ def _kept(shop: Shop, planned: Planned, whole: Whole) -> ImageResult | None:
         shop.progress.say(f"tried again: {plan.image.uri}: {whole.error.partition(chr(10))[0]}")
     if whole.result is None:
         return None
+    ledger.forget(plan.image.id, plan.digest)
     for record in whole.blocks:
         ledger.put_block(plan.digest, PREDICT, record.block, record)
     ledger.put_image(plan.image.id, plan.digest, SEGMENT, whole.result)

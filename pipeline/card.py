@@ -30,8 +30,8 @@ NO_ANSWER = {
 class ClassInfo(Frozen):
     """One class of the model, at the position of its code."""
 
-    name: str = Field(min_length=1, max_length=80)
-    """As reports print it."""
+    name: str = Field(min_length=1, max_length=80, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")
+    """As reports print it; without control characters."""
     color: str = Field(pattern=r"^#[0-9a-fA-F]{6}$")
     """Hex colour of the class on pictures and in stores."""
     value: int | None = Field(default=None, ge=0)

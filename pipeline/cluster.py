@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import logging
 import os
 from collections.abc import Iterator
@@ -129,18 +130,25 @@ def _remote_client(config: RemoteCluster) -> Any:
             require_encryption=True,
         )
     if config.address is not None:
-        parts = urlsplit(config.address)
-        if parts.scheme != "tls" and parts.hostname not in _LOOPBACK and not config.insecure:
-            raise ConfigError(
-                f"cluster.address {config.address} is plain TCP to another host: whoever listens there, or on the way, could run "
-                "code on the workers and here. Use tls:// with certificates, or set cluster.insecure: true on a network you trust"
-            )
+        _check_private(config, "cluster.address", config.address)
         return Client(config.address, security=security, timeout="30s")
     if config.scheduler_file is None or not config.scheduler_file.is_file():
         raise ClusterError(
             f"cluster.scheduler_file {config.scheduler_file} does not exist: is the scheduler running, and the folder shared?"
         )
-    return Client(scheduler_file=str(config.scheduler_file), security=security, timeout="30s")
+    address = str(json.loads(config.scheduler_file.read_bytes()).get("address"))
+    _check_private(config, f"cluster.scheduler_file {config.scheduler_file} names", address)
+    return Client(address, security=security, timeout="30s")
+
+
+def _check_private(config: RemoteCluster, where: str, address: str) -> None:
+    """ConfigError where others could listen to what goes to the scheduler."""
+    parts = urlsplit(address)
+    if parts.scheme != "tls" and parts.hostname not in _LOOPBACK and not config.insecure:
+        raise ConfigError(
+            f"{where} {address}, plain TCP to another host: whoever listens there, or on the way, could run code on the workers "
+            "and here. Use tls:// with certificates, or set cluster.insecure: true on a network you trust"
+        )
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import reprlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_origin
@@ -34,7 +35,7 @@ LARGEST_TOLERANCE_PX = 16
 class Section(BaseModel):
     """A part of the configuration: frozen, and no key that it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 def _mpp(value: Any) -> Any:
@@ -190,7 +191,8 @@ class ModelConfig(Section):
     """Let torch.compile make the network into a program for the tile's shape: minutes once a worker, quicker from then on.
     Needs a C++ compiler; worth trying on GPUs."""
     trust_code: bool = False
-    """Allow models that run code of their own (adapter `callable`, TorchScript)."""
+    """Allow models that can run code of their own: Python functions (adapter `callable`), torch.export and TorchScript files
+    (`exported`)."""
 
 
 class TilingConfig(Section):
@@ -200,7 +202,8 @@ class TilingConfig(Section):
     """Side of a tile in px; default: the card's. `auto`: of the sizes that `gigamask model probe DIR --write` measured, the one
     that takes least time for the image and fits a worker's memory."""
     overlap: int | None = Field(default=None, ge=0)
-    """Shared px of neighbouring tiles; default: the card's, with `tile: auto` what the probe advised."""
+    """Shared px of neighbouring tiles; default: the card's where `tile` is left out, a quarter of a `tile` given in px, with
+    `tile: auto` what the probe advised."""
     blend: Literal["hann", "crop"] = "hann"
     """`hann`: weighted mean of all tiles at a pixel; `crop`: the tile whose centre is nearest."""
     block: int | Literal["auto"] = "auto"
@@ -250,11 +253,15 @@ class RemoteCluster(Section):
     scheduler_file: Path | None = None
     """File that the scheduler wrote, instead of an address."""
     tls_ca: Path | None = None
+    """Certificate of who signed the cluster's; needed with the next two for `tls://`."""
     tls_cert: Path | None = None
+    """Certificate of this driver."""
     tls_key: Path | None = None
+    """Its private key."""
     insecure: bool = False
     """Allow plain TCP to another host: anyone on the way can run code on the workers."""
     threads: int | None = Field(default=None, ge=1)
+    """Threads of the model's arithmetic in each worker; default: 1."""
     memory_gib: float = Field(default=4, gt=0)
     """Memory of one worker; `plan` holds images against it."""
 
@@ -279,10 +286,13 @@ class ClassCluster(Section):
     workers: int | None = Field(default=None, ge=1)
     """Fixed number of workers."""
     minimum: int | None = Field(default=None, ge=0)
+    """Adaptive: at least so many workers; default: 0."""
     maximum: int | None = Field(default=None, ge=1)
-    """Adaptive: between so many workers."""
+    """Adaptive: at most so many."""
     threads: int | None = Field(default=None, ge=1)
+    """Threads of the model's arithmetic in each worker; default: 1, whatever `arguments` say."""
     memory_gib: float = Field(default=4, gt=0)
+    """Memory of one worker, which `plan` holds images against; `arguments` are not read for it."""
 
     @model_validator(mode="after")
     def _fixed_or_adaptive(self) -> ClassCluster:
@@ -324,6 +334,7 @@ class AugmentConfig(Section):
     contrast: float = Field(default=0.25, ge=0, le=2)
     """Spread around the crop's mean."""
     gamma: float = Field(default=0.2, ge=0, le=2)
+    """Exponent that the samples are raised to, within their range."""
     channel: float = Field(default=0.1, ge=0, le=2)
     """Gain of each band by itself."""
     shift: float = Field(default=0.05, ge=0, le=1)
@@ -355,8 +366,10 @@ class TrainConfig(Section):
     name: str | None = None
     """Name on the model's card; default: the folder's."""
     licence: str = "unknown"
+    """Of the model, on its card."""
     classes: dict[int, str | dict[str, str]] | None = None
-    """Label value -> class name, or {name, color}. Default: every value found in the labels that is not ignored."""
+    """Label value -> class name, or {name, color}. Default: `truth.classes`, else every value found in the labels that is not
+    ignored."""
     architecture: str = "Unet"
     """Name in segmentation-models-pytorch: Unet, UnetPlusPlus, FPN, DeepLabV3Plus, Segformer, ..."""
     encoder: str = "resnet18"
@@ -372,13 +385,17 @@ class TrainConfig(Section):
     minutes: float = Field(default=10, gt=0)
     """Time budget, from the first step to the last."""
     batch: int = Field(default=8, ge=1)
+    """Crops a step."""
     learning_rate: float = Field(default=1e-3, gt=0)
+    """Of AdamW, at its highest."""
     weight_decay: float = Field(default=0.01, ge=0)
+    """Of AdamW."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the forward pass; weights and their updates are always float32."""
     dice_weight: float = Field(default=1.0, ge=0)
     """Weight of the Dice loss beside cross-entropy."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of each label that is spread evenly over all classes, in the cross-entropy."""
     rare_class_weight: float = Field(default=0.0, ge=0, le=1)
     """Cross-entropy weights of the classes: their share to the power of minus this."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -389,6 +406,7 @@ class TrainConfig(Section):
     """Decay of the moving mean of the weights that is validated and kept; 0: the last weights."""
     augment: AugmentConfig = AugmentConfig()
     seed: int = 0
+    """Of weights, crops and augmentation."""
     validations: int = Field(default=10, ge=1)
     """How often the model is validated within the budget."""
 
@@ -403,8 +421,9 @@ class ReportConfig(Section):
     max_quicklooks: int = Field(default=50, ge=0)
     """Images with a picture, worst first."""
     baseline: str = Field(default=LAST_ACCEPTED, min_length=1)
-    """The run that this one is held against: `last-accepted` (of the same name, with all gates passed), the id of a run in
-    `output`, the path of another run's folder (with a slash: ./runs/x), or `none`."""
+    """The run that this one is held against: `last-accepted` (the last of the same name whose gates all passed, without gates
+    the last in which nothing failed), the id of a run in `output`, the path of another run's folder (with a slash: ./runs/x),
+    or `none`."""
 
 
 class StatisticsConfig(Section):
@@ -416,6 +435,7 @@ class StatisticsConfig(Section):
     resamples: int = Field(default=2000, ge=2000, le=100_000)
     """Of the bootstrap."""
     seed: int = Field(default=0, ge=0)
+    """Of the bootstrap: the same one gives the same intervals."""
 
 
 class GateConfig(Section):
@@ -536,6 +556,11 @@ class Config(Section):
         if train is not None:
             labels = at_root(train.labels) if train.labels else truth.pattern
             train = train.model_copy(update={"images": images(train.images), "labels": labels})
+        cluster = self.cluster
+        if isinstance(cluster, RemoteCluster):
+            files = {name: getattr(cluster, name) for name in ("scheduler_file", "tls_ca", "tls_cert", "tls_key")}
+            found = {name: (folder / file).resolve() for name, file in files.items() if file is not None}
+            cluster = cluster.model_copy(update=found)
         report = self.report
         if "/" in report.baseline:
             report = report.model_copy(update={"baseline": str((folder / report.baseline).resolve())})
@@ -546,6 +571,7 @@ class Config(Section):
                 "archive": archive,
                 "truth": truth,
                 "model": model,
+                "cluster": cluster,
                 "report": report,
                 "train": train,
             }
@@ -562,15 +588,20 @@ def load_config(path: Path, *, root: Path | None = None) -> Config:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
         raise ConfigError(f"{path}: cannot be read: {e}. Give the path of a gigamask configuration (YAML)") from e
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as e:
-        raise ConfigError(f"{path}: is not YAML: {e}") from e
+    data = yaml_of(text, str(path))
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: holds {type(data).__name__}, not a mapping of keys such as archive:, model:, output:")
     if root is not None:
         data["root"] = str(root.resolve())
     return config_of(data, path.resolve().parent, str(path))
+
+
+def yaml_of(text: str, where: str) -> Any:
+    """What a YAML document holds; ConfigError where it is none."""
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as e:  # the last two: days that are none, thousands of brackets
+        raise ConfigError(f"{where}: is not YAML: {str(e)[:500]}") from e
 
 
 def config_of(data: dict[str, Any], folder: Path, where: str) -> Config:
@@ -581,6 +612,7 @@ def config_of(data: dict[str, Any], folder: Path, where: str) -> Config:
         raise ConfigError("\n".join(_explain(where, error) for error in e.errors())) from e
 
 
+_SHORT = reprlib.Repr(maxstring=200, maxother=200, maxlevel=3)
 _TAGS = {"serial", "local", "address", "class"}
 
 
@@ -598,7 +630,7 @@ def _explain(where: str, error: Any) -> str:
     if error["type"] == "missing":
         return f"{where}: {key}: is missing and has no default"
     told = parts and parts[-1] != "webhook"  # an address may hold a secret
-    given = f" (given: {value!r})" if told else ""
+    given = f" (given: {_SHORT.repr(value)})" if told else ""
     return f"{where}: {key}: {error['msg'].removeprefix('Value error, ')}{given}"
 
 

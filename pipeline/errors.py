@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import traceback
+
 
 class GigamaskError(Exception):
     """What a user is told instead of a traceback."""
@@ -63,3 +65,14 @@ class InterruptedRunError(RunEndedError):
 
     def __str__(self) -> str:
         return str(self.args[1])
+
+
+def explain(error: BaseException) -> str:
+    """An error as a person is told: in its own words where it has such, else with its cause."""
+    return str(error) if isinstance(error, GigamaskError) else cause(error)
+
+
+def cause(error: BaseException) -> str:
+    """An error as the ledger keeps it: what it says, and the last frames of where."""
+    frames = "".join(traceback.format_tb(error.__traceback__)[-4:])
+    return f"{type(error).__name__}: {error}\n{frames}".strip()

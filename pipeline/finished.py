@@ -56,12 +56,14 @@ def read_record(mask: Path) -> Finished:
 
 
 def publish(work: Path, mask: Path, finished: Finished, *, replace: bool = False, fresh: bool = False) -> None:
-    """Make the mosaic at `work` appear at `mask`, its record first: a mask that is there is known.
+    """Make the mosaic at `work` appear at `mask`, its record first: a mask that is there is the one that its record is about.
 
-    `replace`, `fresh`: see `mosaic.publish`.
+    `replace`: in place of the one that is there, which is set aside before. `fresh`: see `mosaic.publish`.
     """
+    if replace:
+        mosaic.set_aside(mask)
     write_record(mask, finished.model_copy(update={"coarse": mosaic.shards_above(work, finished.plan)}))
-    mosaic.publish(work, mask, replace=replace, fresh=fresh)
+    mosaic.publish(work, mask, fresh=fresh)
 
 
 def intact(mask: Path, finished: Finished, *, deep: bool = False) -> bool:

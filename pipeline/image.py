@@ -137,7 +137,7 @@ def _with_mpp(schema: dict[str, Any]) -> None:
 class Resolution(Frozen):
     """Size of a working pixel. `{mpp: 0.5}` is short for 0.5 micrometres; `{mpp: [0.25, 0.5]}` takes a level that a slide has."""
 
-    model_config = ConfigDict(json_schema_extra=_with_mpp)
+    model_config = ConfigDict(json_schema_extra=_with_mpp, use_attribute_docstrings=True)
 
     size: float = Field(gt=0)
     """Side of a pixel in `unit`."""

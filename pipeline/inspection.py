@@ -17,7 +17,7 @@ from pipeline.finished import Finished
 from pipeline.grid import Block, Window, blocks
 from pipeline.image import Frozen
 from pipeline.plan import Plan
-from pipeline.records import BlockRecord, ShardRecord
+from pipeline.records import BlockRecord, ShardRecord, block_state
 
 Kind = Literal["record", "mask", "file", "stray", "layout", "level", "count", "score", "ledger", "unchecked"]
 RUN = "run the same configuration again"
@@ -220,7 +220,7 @@ def count_block(plan: Plan, record: BlockRecord, labels: mosaic.Labels) -> tuple
     kernels.tally(labels.reshape(-1), pixels)
     failed, no_data = int(pixels[codes.failed]), int(pixels[codes.no_data])
     facts = {
-        "state": "failed" if failed == labels.size else "empty" if no_data == labels.size else "done",
+        "state": block_state(labels.size, failed, no_data),
         "class_px": tuple(int(n) for n in pixels[: plan.classes]),
         "failed_px": failed,
         "no_data_px": no_data,

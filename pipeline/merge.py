@@ -9,11 +9,13 @@ from pipeline.errors import StoreError
 from pipeline.finished import keep, read_record
 from pipeline.night import Morning, Night, finish_night, open_night
 from pipeline.process import failed_image, noted
+from pipeline.records import SEGMENT
 from pipeline.report import read_report
 from pipeline.report.contract import ImageResult
 from pipeline.scoring import missed, score_image
 from pipeline.shop import Progress
 from pipeline.survey import Planned
+from pipeline.whole import told_of
 
 
 def merge_parts(config: Config, progress: Progress, command: str) -> Morning:
@@ -50,10 +52,14 @@ def _joined(night: Night, planned: Planned, tried: dict[str, ImageResult]) -> Im
         return result if truth is None else missed(shop, result, plan.mask, truth, plan)
     finished = read_record(final)
     with shop.ledger.together():
+        if shop.ledger.image(plan.image.id, plan.digest, SEGMENT, ImageResult) != finished.result:
+            shop.ledger.forget(plan.image.id, plan.digest)  # it was made again since the last merge
         keep(shop.ledger, finished)
     known = tried.get(plan.image.id)
-    result = finished.result if known is None or known.digest != plan.digest else known
-    result = result.model_copy(update={"mask": str(final.relative_to(night.config.output)), "quicklook": {}})
+    reused = known is not None and known.digest == plan.digest and known.reused
+    result = finished.result.model_copy(
+        update={"mask": str(final.relative_to(night.config.output)), "reused": reused, **told_of(plan)}
+    )
     if planned.truth_error is not None or truth is None:
         return result.model_copy(update={"truth_error": planned.truth_error})
     return score_image(shop, plan, result, final, truth)

@@ -295,25 +295,28 @@ def _own_side(length: int, block: int, chunk: int, level: int) -> tuple[int, int
     return side, min(fitting, key=lambda part: abs(part - TOP_CHUNK), default=side)
 
 
-def publish(work: Path, final: Path, *, replace: bool = False, fresh: bool = False) -> None:
+def publish(work: Path, final: Path, *, fresh: bool = False) -> None:
     """Make the finished mosaic at `work` appear at `final` by one rename; readers see all of it or nothing.
 
-    A published mosaic stays, unless `replace` says that this one knows better. `fresh`: whoever laid `work` out has written
-    all of it, so that nothing torn lies in it.
+    A published mosaic stays, unless it was set aside for this one. `fresh`: whoever laid `work` out has written all of it, so
+    that nothing torn lies in it.
     """
-    there = final.exists()
-    if there and not replace:
+    if final.exists():
         raise StoreError(f"{final} exists already: a published mosaic is never replaced. Remove it first")
     for torn in () if fresh else work.rglob("*.partial"):
         torn.unlink()
     with writing(final):
         final.parent.mkdir(parents=True, exist_ok=True)
-        old = replaced(final)
-        if there:
-            remove(old)
-            final.rename(old)
         work.rename(final)
+    remove(replaced(final))
+
+
+def set_aside(final: Path) -> None:
+    """Make way for a mosaic that knows better than the one at `final`, which is removed when that is published."""
+    old = replaced(final)
     remove(old)
+    with writing(final):
+        final.rename(old)
 
 
 def replaced(final: Path) -> Path:
@@ -350,7 +353,7 @@ def level_shape(grid: WorkingGrid, level: int) -> tuple[int, int]:
 
 def _open(path: Path, name: str) -> zarr.Array[Any]:
     try:
-        return zarr.open_array(path, path=name, mode="r+")
+        return zarr.open_array(path, path=name, mode="r+", zarr_format=3)
     except (OSError, KeyError, ValueError) as e:
         raise StoreError(f"{path} has no readable array {name!r} ({type(e).__name__}: {e})") from e
 

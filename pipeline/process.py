@@ -8,7 +8,7 @@ from pathlib import Path
 from pipeline import mosaic, parts
 from pipeline.bulk import process_untouched
 from pipeline.cluster import Outcome, run_tasks
-from pipeline.errors import ChangedError, RunEndedError, StoreError
+from pipeline.errors import ChangedError, RunEndedError, StoreError, cause, explain
 from pipeline.finished import Finished, keep, publish, read_record
 from pipeline.grid import Block
 from pipeline.image import ImageSpec
@@ -18,8 +18,8 @@ from pipeline.report.contract import ImageResult
 from pipeline.scoring import missed, score_image
 from pipeline.shop import Shop, work_path
 from pipeline.survey import Planned, Refused
-from pipeline.whole import summarise
-from pipeline.work import Job, cause, empty_block, explain, fail_block, finish_mosaic, predict_block
+from pipeline.whole import summarise, told_of
+from pipeline.work import Job, empty_block, fail_block, finish_mosaic, predict_block
 
 PORTION = 250
 """Most images of one block that are worked through together."""
@@ -89,7 +89,8 @@ def failed_image(image: ImageSpec, error: str) -> ImageResult:
 def segment_image(shop: Shop, plan: Plan, final: Path) -> ImageResult:
     """Predict the blocks that are not known as done, finish the mosaic, publish it at `final`.
 
-    Done is a block whose record is in the ledger and whose files are as the record says. A published mask is looked over by
+    Done is a block whose record is in the ledger and whose files are as the record says; the ledger forgets a mask before
+    another takes its place, so that after a kill just then the record beside it is asked. A published mask is looked over by
     the sizes of its files, and what is damaged is made good; with `shop.again` what failed is tried again as well. An image
     of which too much failed is not published; the next run tries it again.
     """
@@ -103,7 +104,7 @@ def segment_image(shop: Shop, plan: Plan, final: Path) -> ImageResult:
         }
         if len(kept) == len(plan.blocks):
             shop.progress.advance(plan.grid.height * plan.grid.width)
-            return result.model_copy(update={"reused": True})
+            return result.model_copy(update={"reused": True, **told_of(plan)})
         shop.progress.say(f"{plan.image.uri}: {len(plan.blocks) - len(kept)} of {len(plan.blocks)} blocks are made again")
         kept = _reopened(plan, final, work, kept)
     else:
@@ -116,7 +117,8 @@ def segment_image(shop: Shop, plan: Plan, final: Path) -> ImageResult:
     shop.progress.advance(sum(plan.blocks[index].core.pixels for index in kept))
     job = shop.job(plan, work)
     for record in _predict(shop, job, [block for block in plan.blocks if block.index not in kept]):
-        ledger.put_block(plan.digest, PREDICT, record.block, record)
+        if not published:  # else the ledger tells of the mask that is there, until this one takes its place
+            ledger.put_block(plan.digest, PREDICT, record.block, record)
         kept[record.block] = record
         shop.progress.advance(plan.blocks[record.block].core.pixels)
     every = tuple(kept[block.index] for block in plan.blocks)
@@ -127,9 +129,12 @@ def segment_image(shop: Shop, plan: Plan, final: Path) -> ImageResult:
         if outcome.error is not None:
             raise outcome.error
     parts.sweep(work)
-    publish(work, final, Finished(plan=plan, result=result, blocks=every), replace=published)
     ledger.forget(plan.image.id, plan.digest)
-    ledger.put_image(plan.image.id, plan.digest, SEGMENT, result)
+    publish(work, final, Finished(plan=plan, result=result, blocks=every), replace=published)
+    with ledger.together():
+        for record in every if published else ():
+            ledger.put_block(plan.digest, PREDICT, record.block, record)
+        ledger.put_image(plan.image.id, plan.digest, SEGMENT, result)
     return result
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from functools import lru_cache
 from typing import Any
 
@@ -17,6 +18,10 @@ from pipeline.image import Affine6
 
 MERCATOR_SLACK = 0.01
 """Projections whose scale at the image's centre is off by more than this are corrected to ground metres."""
+
+
+_CRS_TEXT = re.compile(r"\s*(?:\{|[A-Za-z_0-9]+\s*\[|\+\w+=|[A-Za-z]+:[\w.:+-]+\s*$|WGS ?84$)")
+"""PROJJSON, WKT, a PROJ string, EPSG:32637 or urn:ogc:def:crs:..., WGS84."""
 
 
 @lru_cache(maxsize=256)
@@ -76,6 +81,8 @@ def _finite(sizes: tuple[float, ...]) -> tuple[float, float] | None:
 
 def crs_of(text: str) -> str:
     """A coordinate system in any common text (`EPSG:32637`, WKT, PROJJSON) as WKT2; SourceError where it means nothing."""
+    if not _CRS_TEXT.match(text):  # GDAL would take it for the name of a file, or an address
+        raise SourceError(f"coordinate system {text[:200]!r} is not understood. Name one such as EPSG:32637")
     try:
         return wkt2(CRS.from_user_input(text).to_wkt())
     except (*GDAL_ERRORS, ValueError) as e:

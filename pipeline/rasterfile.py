@@ -37,6 +37,8 @@ as VRT, WMS, STACTA, ERS and others do: who may put a file into the archive must
 second file, and takes it only if that is an ERDAS .ige or .rrd itself."""
 LARGEST_FILE_BLOCK = 512 * MIB
 """The most that decoding one block of a file may take: what the memory plan reckons with."""
+DECODED_WHOLE = ("WEBP", "JPEGXL", "GIF")
+"""Drivers that tell of blocks of one row, and decode all of the image for the first of them."""
 MOST_SAMPLES = 10**14
 """Width x height x bands above which a header is taken for damaged."""
 
@@ -172,13 +174,18 @@ def local_path(uri: str) -> Path:
     return path
 
 
+def _starts(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(4)
+
+
 def _opened(path: Path) -> DatasetReader:
     """The dataset at `path`, by one of DRIVERS."""
     try:
         with path.open("rb") as file:
             start = file.read(256)
         for mask in (Path(f"{path}.msk"), Path(f"{path}.MSK")):
-            if mask.is_file() and not mask.read_bytes()[:4].startswith(_TIFF_STARTS):
+            if mask.is_file() and not _starts(mask).startswith(_TIFF_STARTS):
                 raise SourceError(
                     f"{mask} is no TIFF, so it cannot be opened as the mask of {path.name}: filling would be taken for data. "
                     "Replace it, or move it away if the image needs no mask"
@@ -221,6 +228,8 @@ def _facts(path: Path, dataset: DatasetReader) -> SourceInfo:
             "worked on for years. Check its header, or cut it into parts"
         )
     block_height, block_width = dataset.block_shapes[bands[0] - 1]
+    if dataset.driver in DECODED_WHOLE:
+        block_height, block_width = height, width
     block_bytes = block_height * block_width * len(bands) * np.dtype(dtype).itemsize
     if block_bytes > LARGEST_FILE_BLOCK:
         raise SourceError(
@@ -296,7 +305,8 @@ class OmePixels:
         except (KeyError, ValueError):
             sizes = []
             counts = [1]
-        size = (sizes[0], sizes[1]) if sizes and min(sizes) > 0 else None
+        believable = bool(sizes) and all(math.isfinite(size) and size > 0 for size in sizes)
+        size = (sizes[0], sizes[1]) if believable else None
         return OmePixels(math.prod(counts), size)
 
 

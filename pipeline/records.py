@@ -30,6 +30,11 @@ class ShardRecord(Frozen):
     """CRC-32C of its bytes."""
 
 
+def block_state(pixels: int, failed: int, no_data: int) -> Literal["done", "empty", "failed"]:
+    """What became of a block of so many pixels: `empty` where nothing was to be segmented, `failed` where nothing could be."""
+    return "empty" if no_data == pixels else "failed" if failed + no_data == pixels else "done"
+
+
 class BlockRecord(Frozen):
     """What is kept of a predicted block."""
 

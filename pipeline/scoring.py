@@ -10,6 +10,7 @@ import numpy as np
 
 from pipeline.alignment import MaskFacts, TruthSpec
 from pipeline.cluster import Workers, run_tasks
+from pipeline.errors import explain
 from pipeline.finished import read_record, write_record
 from pipeline.grid import Block, blocks
 from pipeline.measures import measures_of, measures_without_plan
@@ -17,7 +18,7 @@ from pipeline.plan import Plan
 from pipeline.records import BlockScore, ImageScore, score_task, sum_scores
 from pipeline.report.contract import ImageResult
 from pipeline.shop import Shop
-from pipeline.work import ScoreJob, explain, score_block
+from pipeline.work import ScoreJob, score_block
 
 SCORE_BLOCK = 4096
 """Side in px of the windows in which masks are scored that have no blocks of their own."""

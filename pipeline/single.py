@@ -11,7 +11,7 @@ from pathlib import Path
 from pipeline import mosaic
 from pipeline.archive import completed
 from pipeline.areas import with_area
-from pipeline.card import background, digest_of, read_card
+from pipeline.card import background, digest_of
 from pipeline.cluster import Workers, memory_per_worker, open_workers, stopping_on_signals
 from pipeline.config import ClusterConfig, Config, ScoringConfig, TruthConfig
 from pipeline.errors import StoreError, TruthError
@@ -21,7 +21,7 @@ from pipeline.image import ImageSpec
 from pipeline.ledger import Ledger
 from pipeline.lock import holding
 from pipeline.measures import measures_of, measures_without_plan
-from pipeline.models import verify_weights
+from pipeline.models import usable_card
 from pipeline.night import software
 from pipeline.plan import Plan, plan_image
 from pipeline.process import segment_image
@@ -56,8 +56,7 @@ def segment_one(config: Config, image: Path, out: Path, progress: Progress) -> S
 
     Killed, the same call goes on where it was: what is done is kept in a hidden ledger beside `out` until it is whole.
     """
-    card = read_card(config.model.path)
-    verify_weights(config.model.path, card)
+    card = usable_card(config.model.path, trust_code=config.model.trust_code)
     spec = completed(ImageSpec(uri=str(image.resolve())), config)
     plan = plan_image(config, spec, describe_image(config.archive, spec), card, memory_per_worker(config.cluster))
     plan = with_area(plan, config.archive.tissue, out.parent, keep=False)

@@ -85,10 +85,20 @@ def describe(path: Path, driver: str, stated_mpp: tuple[float, float] | None, *,
             pixel_size_error=problem,
             levels=shapes,
             background=_background(properties),
-            has_icc_profile=slide.color_profile is not None,
+            has_icc_profile=_profile(slide) is not None,
         )
     finally:
         slide.close()
+
+
+def _profile(slide: OpenSlide) -> Any:
+    """A slide's colour profile; None where it has none that can be read."""
+    from PIL.ImageCms import PyCMSError
+
+    try:
+        return slide.color_profile
+    except PyCMSError:
+        return None
 
 
 def identity(path: Path, driver: str) -> tuple[int, int]:
@@ -263,7 +273,7 @@ class SlideFile:
 
 def _to_srgb(slide: OpenSlide) -> Any:
     """The function from (h, w, 3) of the slide's colours to sRGB; None where it has no profile."""
-    profile = slide.color_profile
+    profile = _profile(slide)
     if profile is None:
         return None
     from PIL import Image, ImageCms

@@ -11,13 +11,13 @@ from pathlib import Path
 from pipeline.alignment import MaskFacts, TruthSpec
 from pipeline.archive import discover
 from pipeline.areas import with_area
-from pipeline.card import ModelCard, read_card
+from pipeline.card import ModelCard
 from pipeline.cluster import memory_per_worker
 from pipeline.config import Config, TruthConfig
-from pipeline.errors import ConfigError, GigamaskError
+from pipeline.errors import ConfigError, PlanError, explain
 from pipeline.gdal import gdal
 from pipeline.image import ImageSpec, WorkingGrid
-from pipeline.models import check_trusted, verify_weights
+from pipeline.models import usable_card
 from pipeline.plan import Plan, plan_image
 from pipeline.sources import describe_image
 from pipeline.truth import describe_truth, plan_labels
@@ -106,12 +106,11 @@ def survey(config: Config, part: Division | None = None, *, keep: bool = False) 
 
     Raises what makes the whole run impossible (model, weights, archive); what concerns one image is kept with it.
     """
-    card = read_card(config.model.path)
-    check_trusted(card, config.model.trust_code)
-    verify_weights(config.model.path, card)
+    card = usable_card(config.model.path, trust_code=config.model.trust_code)
     memory = memory_per_worker(config.cluster)
     planned: list[Planned] = []
     refused: list[Refused] = []
+    free = free_bytes(config.output)
     with gdal():
         for image in discover(config):
             if part is not None and not part.holds(image):
@@ -119,11 +118,24 @@ def survey(config: Config, part: Division | None = None, *, keep: bool = False) 
             try:
                 plan = plan_image(config, image, describe_image(config.archive, image), card, memory)
                 plan = with_area(plan, config.archive.tissue, config.output / "tissue", keep=keep)
-            except GigamaskError as e:
-                refused.append(Refused(image, str(e), *_missed(config, image, card)))
+                _check_room(config, plan, free)
+            except Exception as e:  # noqa: BLE001 - whatever a file makes a library do costs that image, not the night
+                refused.append(Refused(image, explain(e), *_missed(config, image, card)))
                 continue
             planned.append(Planned(plan, *survey_truth(config.truth, image.truth, plan.mask)))
     return Survey(config, card, memory, planned, refused)
+
+
+def _check_room(config: Config, plan: Plan, free: int) -> None:
+    """PlanError where the disk of the output cannot take the mask of this image alone: others may still fit."""
+    room = free - config.faults.min_free_gib * GIB
+    if 0 < room < plan.expected_bytes and not mask_path(config.output, plan).exists():
+        raise PlanError(
+            f"{plan.image.uri}: its mask of {plan.grid.height} x {plan.grid.width} px needs about "
+            f"{plan.expected_bytes / GIB:,.2f} GiB, and {config.output} has {max(room, 0) / GIB:,.2f} GiB beside the "
+            f"{config.faults.min_free_gib:g} GiB that are to stay free (faults.min_free_gib). Make room, choose another output "
+            "or a coarser resolution, or check the image's header"
+        )
 
 
 def space_problem(found: Survey) -> str | None:
@@ -157,8 +169,8 @@ def survey_truth(config: TruthConfig, uri: str | None, mask: MaskFacts) -> tuple
         return None, None
     try:
         return plan_labels(config, uri, mask), None
-    except GigamaskError as e:
-        return None, str(e)
+    except Exception as e:  # noqa: BLE001 - as above
+        return None, explain(e)
 
 
 def _missed(config: Config, image: ImageSpec, card: ModelCard) -> tuple[MaskFacts | None, TruthSpec | None]:
@@ -173,5 +185,5 @@ def _missed(config: Config, image: ImageSpec, card: ModelCard) -> tuple[MaskFact
         )
         mask = MaskFacts(image=image.uri, model=card.name, classes=card.classes, grid=grid, native_shape=(own.height, own.width))
         return mask, plan_labels(config.truth, image.truth, mask)
-    except GigamaskError:
+    except Exception:  # noqa: BLE001 - as above
         return None, None

@@ -38,6 +38,8 @@ from pipeline.errors import ChangedError, PlanError, SourceError, TruthError
 from pipeline.grid import Window
 from pipeline.image import SourceInfo
 
+MOST_CLASSES = 1024
+"""Largest number of classes that are scored: 8 MiB of counts a block."""
 STRIP_PIXELS = 1 << 22
 """Label pixels read at a time: memory that does not grow with the window."""
 TIE = 1e-6
@@ -261,6 +263,11 @@ def plan_labels(config: TruthConfig, uri: str, mask: MaskFacts) -> TruthSpec:
 
     TruthError where they cannot be read, say nothing of this image, or what they say is not understood.
     """
+    if len(mask.classes) > MOST_CLASSES:
+        raise TruthError(
+            f"the model has {len(mask.classes)} classes, and every block would count {len(mask.classes) ** 2:,} pairs of them: "
+            f"scored are models of at most {MOST_CLASSES}. Leave truth out"
+        )
     area = None if config.area is None else _labelled_area(config, config.area, mask)
     if not vectorfile.is_vector(uri):
         return plan_truth(config, describe_truth(uri), mask).model_copy(update={"area": area})

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import re
+import sqlite3
 import tempfile
 import threading
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +26,7 @@ from numpy.typing import NDArray
 from pyarrow import parquet
 from pyarrow.lib import RecordBatch, RecordBatchReader
 from pyogrio import raw
+from pyogrio.util import vsi_path
 from shapely.lib import ShapelyError
 
 from pipeline.alignment import ASAP, GEOJSON, Bounds, LayerInfo
@@ -55,6 +59,8 @@ STARTS = {
 """First bytes of each format. GDAL chooses its driver by content: without this, and the prefix that holds GeoJSON to its
 driver, a file of any name could be a GDAL pipeline or a VRT, which read any other file or address. Text may have a byte order
 mark and space before them."""
+OF_GDAL = ("GPKG", "FlatGeobuf", "ESRI Shapefile")
+"""Readers that are given the path of the file as it is."""
 GZIP = b"\x1f\x8b"
 COPIED_BYTES = 1 << 20
 """Decompressed at a time."""
@@ -62,6 +68,8 @@ BESIDE = {"ESRI Shapefile": (".shx", ".dbf", ".prj", ".cpg", ".qix", ".sbn"), "G
 """Suffixes of the files that belong to one of a format."""
 MOST_LOADED_BYTES = 64 << 20
 """Largest layer without a spatial index that a worker holds in memory: up to some hundred MiB, 0.7 KiB a small polygon."""
+MOST_SHAPES_BYTES = 4 * MOST_LOADED_BYTES
+"""The most that its shapes may have as WKB: files may hold them packed."""
 MOST_VALUES = 1000
 """Different values above which a field names no classes."""
 BATCH = 4096
@@ -73,7 +81,18 @@ KINDS = (
 )
 """Names of the geometry kinds of WKB, by number."""
 pyogrio.set_gdal_config_options({"OGR_FLATGEOBUF_STREAM_BASE_IMPL": True})  # its own stream breaks at features without geometry
-_ERRORS = (RuntimeError, ValueError, OSError, KeyError, TypeError, EOFError, zlib.error, ShapelyError)
+_ERRORS = (
+    sqlite3.Error,
+    RuntimeError,
+    ValueError,
+    OSError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    EOFError,
+    zlib.error,
+    ShapelyError,
+)
 
 Shapes = NDArray[np.object_]
 """Geometries of shapely."""
@@ -190,8 +209,12 @@ def _checked(uri: str) -> tuple[Path, str]:
             f"labels {uri}: {path.suffix} files are not read. Convert to GeoPackage: ogr2ogr {path.stem}.gpkg {path.name}; "
             f"read are {', '.join(sorted(DRIVERS))}"
         )
-    if uri.startswith("/vsi") or not path.is_absolute() or not path.is_file():
+    if uri.startswith("/vsi") or not path.is_absolute() or not os.path.isfile(uri):  # noqa: PTH113 - no path is too long for it
         raise TruthError(f"labels {uri!r} are no file at an absolute local path. Correct the path, or copy the file to a folder")
+    if driver in OF_GDAL and vsi_path(uri) != uri:
+        raise TruthError(
+            f"labels {uri!r}: GDAL would take such a name, with `!` or `;`, for another file or address. Rename file and folder"
+        )
     try:
         with path.open("rb") as file:
             start = file.read(512)
@@ -268,7 +291,11 @@ def _describe(uri: str, driver: str, size: int, mtime: int, layer: str | None, c
     if not indexed and header.bytes > MOST_LOADED_BYTES:
         raise _too_large(uri, header.bytes)
     census = _Census()
+    held = 0
     for _, texts, values in _batches(uri, driver, header.layer, class_field, None):
+        held += sum(len(text) for text in texts if text)
+        if not indexed and held > MOST_SHAPES_BYTES:
+            raise _too_large(uri, held)
         census.add(uri, texts, values)
     if header.features >= 0 and census.features != header.features:
         raise TruthError(f"labels {uri} end after {census.features} of {header.features} features. Fetch or make the file again")
@@ -317,10 +344,14 @@ def _header(uri: str, driver: str, size: int, mtime: int, layer: str | None) -> 
 def _gdal_header(uri: str, driver: str, layer: str | None) -> _Header:
     try:
         with _opened(uri, driver) as (name, path):
+            if driver == GEOJSON:
+                _check_crs_here(uri, path)
             layers = [str(found) for found, kind in pyogrio.list_layers(name) if kind is not None]
             if layer not in layers and (layer is not None or len(layers) != 1):
                 what = "has no layer of shapes" if not layers else f"has the layers {', '.join(layers)}"
                 raise TruthError(f"labels {uri}: the file {what}, truth.layer says {layer or 'nothing'}. Name one of them there")
+            if driver == "GPKG":
+                _check_table(uri, layer or layers[0])
             facts = pyogrio.read_info(name, layer=layer or layers[0], force_feature_count=True)
             own = CLASSIFICATION if _of_qupath(name, layer or layers[0], facts) else None
             length = path.stat().st_size
@@ -337,6 +368,30 @@ def _gdal_header(uri: str, driver: str, layer: str | None) -> _Header:
         bytes=length,
         own_field=own,
     )
+
+
+_ESCAPED = re.compile(rb"\\u00([0-7][0-9a-fA-F])")
+_CRS_ELSEWHERE = re.compile(rb'"(?:link|url)"\s*[,}]', re.IGNORECASE)
+
+
+def _check_crs_here(uri: str, path: Path) -> None:
+    """TruthError where a GeoJSON file at `path` lets its coordinate system be fetched from elsewhere: GDAL would do so."""
+    if path.stat().st_size > MOST_LOADED_BYTES:
+        raise _too_large(uri, path.stat().st_size)
+    text = _ESCAPED.sub(lambda escape: bytes([int(escape[1], 16)]), path.read_bytes())
+    if b'"crs"' in text and _CRS_ELSEWHERE.search(text):
+        raise TruthError(
+            f"labels {uri}: the coordinate system is a link, and nothing is fetched. Name it in the file, or as truth.crs after "
+            "taking `crs` out of it"
+        )
+
+
+def _check_table(uri: str, layer: str) -> None:
+    """TruthError where a layer of a GeoPackage is no table but a query, which could run for ever."""
+    with closing(sqlite3.connect(f"{Path(uri).as_uri()}?mode=ro", uri=True)) as db:
+        found = db.execute("SELECT type FROM sqlite_master WHERE name = ? COLLATE NOCASE", (layer,)).fetchone()
+    if found is None or found[0] != "table":
+        raise TruthError(f"labels {uri}: layer {layer!r} is no table but a query. Write it out: ogr2ogr labels.gpkg FILE {layer}")
 
 
 def _of_qupath(name: str, layer: str, facts: dict[str, Any]) -> bool:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from pipeline import mosaic
 from pipeline.alignment import TruthSpec
-from pipeline.errors import RunEndedError
+from pipeline.errors import RunEndedError, explain
 from pipeline.finished import Finished, publish
 from pipeline.image import Frozen
 from pipeline.measures import Measures, edge_counts
 from pipeline.plan import Plan, read_as
 from pipeline.records import BlockRecord, ImageScore, score_task, sum_scores
 from pipeline.report.contract import DRAWN, ImageResult
-from pipeline.work import Job, ScoreJob, explain, finish_mosaic, predict_block, score_block
+from pipeline.work import Job, ScoreJob, finish_mosaic, predict_block, score_block
 
 SMALL_PX = 1 << 20
 """Images of at most so many px may be worked on two at a time: what the second one needs does not show in a worker's memory."""
@@ -118,7 +119,8 @@ def summarise(plan: Plan, records: tuple[BlockRecord, ...], max_failed_fraction:
     failed_px, no_data_px = (sum(px) for px in zip(*((r.failed_px, r.no_data_px) for r in records), strict=True))
     error = next((record.error for record in records if record.error), None)
     share = failed_px / max(1, plan.grid.height * plan.grid.width - no_data_px)
-    refused = states != {"failed"} and share > max_failed_fraction
+    lost = "failed" in states and "done" not in states
+    refused = not lost and share > max_failed_fraction
     if refused:
         error = (
             f"{share:.1%} of its pixels failed, more than faults.max_failed_fraction {max_failed_fraction:.1%} allows: {error}"
@@ -127,27 +129,15 @@ def summarise(plan: Plan, records: tuple[BlockRecord, ...], max_failed_fraction:
     samples = [record.band_px for record in records if record.band_px is not None]
     confident = [record.confidence_px for record in records if record.confidence_px is not None]
     computed = [record.device_seconds for record in records if record.device_seconds is not None]
-    size = plan.grid.pixel_size_m
-    area = None if size is None else size[0] * size[1]
     return ImageResult(
         id=plan.image.id,
         uri=plan.image.uri,
-        group=plan.image.group,
-        strata=plan.image.strata,
-        state="failed"
-        if states == {"failed"} or refused
-        else "partial"
-        if failed_px
-        else "empty"
-        if states == {"empty"}
-        else "complete",
+        **told_of(plan),
+        state="failed" if lost or refused else "partial" if failed_px else "empty" if states == {"empty"} else "complete",
         error=error,
         digest=plan.digest,
         height=plan.grid.height,
         width=plan.grid.width,
-        pixel_area_m2=area,
-        read_as=read_as(plan),
-        looked_at=plan.tissue.method if plan.tissue is not None else None if plan.area is None else f"{DRAWN}{plan.image.area}",
         tiles=sum(record.tiles for record in records),
         blocks=len(records),
         failed_blocks=sum(record.state == "failed" for record in records),
@@ -163,5 +153,19 @@ def summarise(plan: Plan, records: tuple[BlockRecord, ...], max_failed_fraction:
         edge_disagreement=edge_counts(plan.tile, plan.overlap, np.sum(compared, axis=0)) if compared else None,
         band_px=np.sum(samples, axis=0, dtype=np.int64).tolist() if samples else None,
         confidence_px=np.sum(confident, axis=0, dtype=np.int64).tolist() if confident else None,
-        truth=plan.image.truth,
     )
+
+
+def told_of(plan: Plan) -> dict[str, Any]:
+    """What a result says of its image that the mask does not depend on, by the field of ImageResult: it may change from run to
+    run, as manifests and configurations do, and the mask stays."""
+    size = plan.grid.pixel_size_m
+    drawn = None if plan.area is None else f"{DRAWN}{plan.image.area}"
+    return {
+        "group": plan.image.group,
+        "strata": plan.image.strata,
+        "truth": plan.image.truth,
+        "pixel_area_m2": None if size is None else size[0] * size[1],
+        "read_as": read_as(plan),
+        "looked_at": drawn if plan.tissue is None else plan.tissue.method,
+    }

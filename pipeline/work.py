@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-import traceback
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline import mosaic
 from pipeline.alignment import MaskFacts, TruthSpec
+from pipeline.areas import open_area
 from pipeline.codes import mask_codes
 from pipeline.confusion import count, no_counts
 from pipeline.edges import Disagreement, Histogram
@@ -27,7 +28,7 @@ from pipeline.models import load_model
 from pipeline.models.batches import not_finite
 from pipeline.models.predictor import TileGroup
 from pipeline.plan import Plan
-from pipeline.records import CONFIDENCE_STEPS, BlockRecord, BlockScore
+from pipeline.records import CONFIDENCE_STEPS, BlockRecord, BlockScore, block_state
 from pipeline.sources import Source, check_unchanged, open_source
 from pipeline.statistics import samples
 from pipeline.statistics.calibration import LEVELS
@@ -103,10 +104,14 @@ def fail_block(job: Job, block: Block, error: str) -> BlockRecord:
 
 
 def no_labels(plan: Plan, core: Window, error: str) -> CoreLabels:
-    """What a core holds that could not be predicted."""
+    """What a core holds that could not be predicted: failed is what was to be, all else no data."""
     codes = mask_codes(plan.classes)
     confidence = np.zeros(core.shape, np.uint8) if plan.store_confidence else None
-    return CoreLabels(np.full(core.shape, codes.failed, codes.dtype), confidence, 0, error)
+    labels = np.full(core.shape, codes.failed, codes.dtype)
+    with suppress(GigamaskError), open_area(plan) or nullcontext() as area:
+        if area is not None:
+            labels[~area.read(core)] = codes.no_data
+    return CoreLabels(labels, confidence, 0, error)
 
 
 def score_block(job: ScoreJob, block: Block) -> BlockScore:
@@ -245,8 +250,9 @@ def _warm_up(plan: Plan, predictor: Predictor) -> None:
     side = plan.tile
     data = np.zeros((predictor.group, len(plan.read.bands), side, side), plan.read.source.dtype)
     group = TileGroup(data, np.zeros((predictor.group, side, side), bool), [(0, 0)])
+    wide = side * min(2, plan.lattice.tiles)  # one tile and several are blended by different loops
     blend = predictor.blender(
-        Lattice(side, side, side, 0, plan.blend), Window(0, 0, side, side), confidence=plan.store_confidence
+        Lattice(side, wide, side, 0, plan.blend), Window(0, 0, side, wide), confidence=plan.store_confidence
     )
     for tiles, outputs in predictor.stream([group]):
         blend.add(*tiles.places[0], outputs[0])
@@ -262,10 +268,9 @@ def write_core(job: Job, block: Block, core: CoreLabels, started: float) -> Bloc
     pixels = np.zeros(codes.no_data + 1, np.int64)
     kernels.tally(labels.reshape(-1), pixels)
     failed, no_data = int(pixels[codes.failed]), int(pixels[codes.no_data])
-    state = "failed" if failed == labels.size else "empty" if no_data == labels.size else "done"
     return BlockRecord(
         block=block.index,
-        state=state,
+        state=block_state(labels.size, failed, no_data),
         tiles=core.tiles,
         class_px=tuple(int(n) for n in pixels[:classes]),
         failed_px=failed,
@@ -287,14 +292,3 @@ def _confidence_px(confidence: NDArray[np.uint8], answered: NDArray[np.bool_]) -
     levels = np.zeros(LEVELS, np.int64)
     kernels.tally((confidence if answered.all() else confidence[answered]).reshape(-1), levels)
     return tuple(levels.reshape(CONFIDENCE_STEPS, -1).sum(1).tolist())
-
-
-def explain(error: BaseException) -> str:
-    """An error as a person is told: in its own words where it has such, else with its cause."""
-    return str(error) if isinstance(error, GigamaskError) else cause(error)
-
-
-def cause(error: BaseException) -> str:
-    """An error as the ledger keeps it: what it says, and the last frames of where."""
-    frames = "".join(traceback.format_tb(error.__traceback__)[-4:])
-    return f"{type(error).__name__}: {error}\n{frames}".strip()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,8 @@ def test_addresses_in_a_manifest_stay_for_the_reader_to_refuse(place: Path) -> N
         ("image\na.tif\nb.tif\n./a.tif\n", r"line 4: .*a\.tif stands on line 2 already"),
         ("image,group\na.tif,x\n,y\n", r"line 3: names no image"),
         ("image,group\na.tif,x,y\n", r"line 2: has more cells"),
+        ("image,mpp\na.tif,0\n", r"line 2: mpp_x 0, mpp_y 0 are not two sizes"),
+        ("image,mpp_x,mpp_y\na.tif,inf,1\n", r"line 2: mpp_x inf, mpp_y 1 are not two sizes"),
         ("image\n", r"has no line below its columns image"),
         ("", r"no column `image`; it has none"),
     ],
@@ -182,6 +185,12 @@ def test_a_manifest_that_cannot_be_meant_is_refused_with_its_line(place: Path, t
     (place / "list.csv").write_text(text)
     with pytest.raises(ConfigError, match=error):
         found(place, "list.csv")
+
+
+def test_a_name_that_is_no_text_is_refused_before_it_is_written_anywhere(place: Path) -> None:
+    os.close(os.open(os.fsencode(place / "scenes") + b"/caf\xe9.tif", os.O_CREAT | os.O_WRONLY))
+    with pytest.raises(ConfigError, match=r"caf\\xe9.tif' is not UTF-8"):
+        found(place, "scenes")
 
 
 def test_a_manifest_that_is_no_table_is_refused(place: Path) -> None:

@@ -25,7 +25,7 @@ from pipeline.plan import Plan
 from pipeline.sources import Pixels, Source, open_source
 from pipeline.survey import survey
 from pipeline.tissue import TissueMap
-from pipeline.work import predict_core
+from pipeline.work import no_labels, predict_core
 from tests import slides
 from tests.conftest import write_raster
 from tests.making import config, plan_of, threshold_model
@@ -134,6 +134,16 @@ def test_what_cannot_be_read_outside_of_tissue_is_no_failure(noise: Plan) -> Non
     assert (labels[bad.slices][inside[bad.slices]] == 254).all()
     assert inside[bad.slices].any()
     assert not inside[bad.slices].all()
+
+
+def test_a_block_that_could_not_be_predicted_is_failed_only_where_it_was_to_be(noise: Plan) -> None:
+    plan = with_tissue(noise, disc(200, 260))
+    core = Window(0, 0, 200, 260)
+    lost = no_labels(plan, core, "why not")
+    assert plan.tissue is not None
+    inside = plan.tissue.read(core, (200, 260))
+    assert (lost.labels == np.where(inside, 254, 255)).all()
+    assert 0 < inside.sum() < inside.size
 
 
 def test_tissue_is_part_of_the_digest(noise: Plan) -> None:

@@ -53,6 +53,12 @@ def test_a_card_that_cannot_be_meant_is_refused_with_the_values(changes: dict[st
         card(**changes)
 
 
+def test_the_cards_of_the_documentation_are_cards() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "models.md").read_text()
+    shown = [ModelCard.model_validate_json(block.partition("```")[0]) for block in text.split("```json")[1:]]
+    assert [each.adapter for each in shown] == ["smp", "exported", "callable"]
+
+
 @pytest.mark.parametrize("weights", ["..", "."])
 def test_a_folder_is_no_weights_file(tmp_path: Path, weights: str) -> None:
     (tmp_path / CARD_NAME).write_text(json.dumps({**FACTS, "weights": weights}))

@@ -105,7 +105,23 @@ def test_the_installed_command_answers() -> None:
 
 def test_a_wrong_option_exits_2(gigamask: Callable[..., Done]) -> None:
     assert "No such option" in gigamask("run", "--fast", code=2).stderr
-    assert "does not exist" in gigamask("segment", "a.tif", "--model", "nowhere", "--out", "b.zarr", code=1).stderr
+    assert "does not exist" in gigamask("segment", "a.tif", "--model", "nowhere", "--out", "b.zarr", code=2).stderr
+
+
+def test_a_model_that_cannot_be_used_exits_2_before_anything_is_made(gigamask: Callable[..., Done], archive: Path) -> None:
+    card = archive / "model" / "model.json"
+    facts = json.loads(card.read_text())
+    card.write_text(json.dumps({**facts, "adapter": "callable", "architecture": {"function": "a.b:c"}}))
+    config = config_file(archive)
+
+    for command in (
+        ["plan", config],
+        ["run", config, "--no-prefect"],
+        ["segment", archive / "scenes/a.tif", "--model", archive / "model", "--out", archive / "mask.zarr"],
+    ):
+        assert "(adapter callable) calls a Python function" in gigamask(*command, code=2).stderr
+    assert not (archive / "mask.zarr").exists()
+    assert not (archive / "out" / "masks").exists()
 
 
 def test_segment_and_evaluate_one_image(gigamask: Callable[..., Done], archive: Path) -> None:
@@ -182,6 +198,8 @@ def test_config_schema_and_check(gigamask: Callable[..., Done], archive: Path) -
     schema = json.loads(gigamask("config", "schema").stdout)
     jsonschema.Draft202012Validator.check_schema(schema)
     assert "archive" in schema["properties"]
+    told = [(name, key, facts) for name, section in schema["$defs"].items() for key, facts in section["properties"].items()]
+    assert all("description" in facts or "$ref" in facts for _, key, facts in told if key != "type"), "a key says nothing"
     assert "valid configuration" in gigamask("config", "check", config_file(archive)).stdout
 
 

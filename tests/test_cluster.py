@@ -305,6 +305,16 @@ def test_plain_tcp_to_another_host_needs_a_word() -> None:
         pass
 
 
+def test_a_file_that_names_a_scheduler_gets_no_further_than_an_address(tmp_path: Path) -> None:
+    file = tmp_path / "scheduler.json"
+    file.write_text('{"address": "tcp://10.1.2.3:8786"}')
+    with (
+        pytest.raises(ConfigError, match=r"scheduler.json names tcp://10.1.2.3:8786, plain TCP to another host"),
+        open_workers(configured(type="address", scheduler_file=str(file))),
+    ):
+        pass
+
+
 def test_a_running_scheduler_is_joined() -> None:
     from distributed import LocalCluster as Running
 

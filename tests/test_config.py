@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 import yaml
 
-from pipeline.config import Config, load_config
+from pipeline.config import Config, RemoteCluster, load_config
 from pipeline.errors import ConfigError
 from tests.conftest import REPO
 from tests.making import config_file
@@ -49,12 +49,26 @@ def test_a_wrong_key_or_value_is_named_with_its_fix(tmp_path: Path, sections: di
     assert text.startswith(str(tmp_path / "config.yaml"))
 
 
+def test_a_value_that_is_vast_is_not_repeated(tmp_path: Path) -> None:
+    bomb = "\n".join(["a0: &a0 [lol]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 8)}]" for i in range(1, 6))])
+    (tmp_path / "x.yaml").write_text(f"{bomb}\nname: *a5\n")
+    with pytest.raises(ConfigError) as refused:
+        load_config(tmp_path / "x.yaml")
+    assert len(str(refused.value)) < 4000
+
+
 def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:
     assert len(error_of(tmp_path, tilling={}, resolution=-1, model={}).splitlines()) >= 3
 
 
 def test_what_is_no_configuration_is_said_to_be_none(tmp_path: Path) -> None:
-    for text, said in (("a: [", "is not YAML"), ("- a", "holds list"), ("", "holds NoneType")):
+    for text, said in (
+        ("a: [", "is not YAML"),
+        ("a: 2024-13-01", "is not YAML"),
+        ("[" * 3000, "is not YAML"),
+        ("- a", "holds list"),
+        ("", "holds NoneType"),
+    ):
         path = tmp_path / "x.yaml"
         path.write_text(text)
         with pytest.raises(ConfigError, match=said):
@@ -72,6 +86,15 @@ def test_paths_start_from_the_config_file_and_data_from_its_root(tmp_path: Path)
     assert config.model.path == tmp_path / "configs" / "model"
     moved = load_config(tmp_path / "configs" / "config.yaml", root=tmp_path / "elsewhere")
     assert moved.archive.images == str(tmp_path / "elsewhere" / "scenes" / "*.tif")
+
+
+def test_files_of_a_running_cluster_start_from_the_config_file_too(tmp_path: Path) -> None:
+    keys = {"tls_ca": "ca.pem", "tls_cert": "keys/me.pem", "tls_key": "/etc/me.key"}
+    cluster = load_config(config_file(tmp_path, cluster={"type": "address", "address": "tls://a:1", **keys})).cluster
+    assert isinstance(cluster, RemoteCluster)
+    assert (cluster.tls_ca, cluster.tls_cert) == (tmp_path / "ca.pem", tmp_path / "keys" / "me.pem")
+    assert cluster.tls_key == Path("/etc/me.key")
+    assert cluster.scheduler_file is None
 
 
 def test_tiles_may_be_chosen_by_what_a_probe_found(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
+import zarr
 
 from pipeline import merge, mosaic, process, survey
 from pipeline.cluster import Outcome
@@ -326,6 +328,98 @@ def test_too_little_room_is_refused_before_anything_is_written(archive: Path, mo
     with pytest.raises(PlanError, match=r"missing need about 0.00 GiB, and 1 GiB are to stay free .* has 0.50 GiB left"):
         night(archive)
     assert not (archive / "out").exists()
+
+
+def test_an_image_that_no_disk_could_hold_is_refused_by_itself(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_raster(archive / "scenes" / "vast.tif", np.zeros((64, 64), np.uint8))
+    honest = survey.describe_image
+
+    def claiming(where: Any, image: Any) -> Any:
+        vast = {"height": 1_000_000, "width": 1_000_000} if image.stem == "vast" else {}
+        return honest(where, image).model_copy(update=vast)
+
+    monkeypatch.setattr(survey, "describe_image", claiming)
+    monkeypatch.setattr(survey.shutil, "disk_usage", lambda _: SimpleNamespace(free=2 << 30))
+    morning = night(archive)
+    assert morning.exit_code == 1
+    assert "needs about 248.35 GiB" in str(result(morning, "vast").error)
+    assert [result(morning, stem).state for stem in "abc"] == ["complete"] * 3
+
+
+def test_whatever_a_file_makes_a_library_do_costs_its_image_only(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = survey.describe_image
+
+    def strange(where: Any, image: Any) -> Any:
+        return honest(where, image) if image.stem != "b" else 1 / 0
+
+    monkeypatch.setattr(survey, "describe_image", strange)
+    morning = night(archive)
+    assert morning.exit_code == 1
+    assert "ZeroDivisionError" in str(result(morning, "b").error)
+    assert [result(morning, stem).state for stem in "ac"] == ["complete"] * 2
+
+
+# --- a mask that is made again -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def holed(archive: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The archive after a night in which the middle block of one image failed; whole, that block is of one class, so that its
+    files are as long as those of a failed one."""
+    with rasterio.open(archive / "scenes" / "b.tif") as file:
+        samples = file.read(1)
+    samples[440:1030, 440:1030] = 200
+    write_raster(archive / "scenes" / "b.tif", samples)
+
+    def failing(job: Any, block: Any) -> BlockRecord:
+        if (job.plan.image.stem, block.index) == ("b", 4):
+            raise ValueError("not tonight")
+        return predict_block(job, block)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(process, "predict_block", failing)
+        morning = night(archive)
+    assert (result(morning, "b").state, result(morning, "b").failed_px) == ("partial", 512 * 512)
+    return archive
+
+
+@pytest.mark.parametrize("after", ["predicted", "forgotten", "published"])
+def test_a_kill_while_a_mask_takes_the_place_of_another_leaves_the_truth(
+    holed: Path, monkeypatch: pytest.MonkeyPatch, after: str
+) -> None:
+    publish, before = process.publish, after != "published"
+
+    def killed(*arguments: Any, **options: Any) -> None:
+        if not before:
+            publish(*arguments, **options)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(process, "summarise" if after == "predicted" else "publish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            night(holed, retry=True)
+
+    morning = night(holed)
+    told = result(morning, "b")
+    stored = zarr.open_array(store_of(morning, "b"), path="0/mask", mode="r")[:]
+    assert told.failed_px == (stored == 254).sum() == (512 * 512 if before else 0)
+    assert np.array(told.counts)[:, 2].sum() == told.failed_px
+    mended = night(holed, retry=True) if before else morning
+    undisturbed = night(holed, output="undisturbed")
+    assert bytes_of(holed / "out") == bytes_of(holed / "undisturbed")
+    assert (mended.report.counts == undisturbed.report.counts).all()
+
+
+def test_a_mask_that_is_done_takes_on_what_the_manifest_says_now(archive: Path) -> None:
+    manifest = archive / "images.csv"
+    rows = [f"{archive}/scenes/{stem}.tif,{archive}/labels/{stem}.tif" for stem in "abc"]
+    manifest.write_text("\n".join(["image,truth", *rows]))
+    settings = config(archive, tiling=TILING, archive={"images": "images.csv"})
+    run_night(settings, Heard(), "gigamask run")
+    manifest.write_text("\n".join(["image,truth,group,season", *(f"{row},{i % 2},wet" for i, row in enumerate(rows))]))
+    again = run_night(settings, Heard(), "gigamask run")
+    assert [result(again, stem).group for stem in "abc"] == ["0", "1", "0"]
+    assert all(result(again, stem).reused and result(again, stem).strata == {"season": "wet"} for stem in "abc")
 
 
 # --- who else is at work -------------------------------------------------------------------------------------------------

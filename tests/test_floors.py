@@ -54,7 +54,7 @@ ADDRESS = {
     "zarr": {"mosaic"},
     "numcodecs": {"mosaic"},
     "google_crc32c": {"mosaic"},
-    "sqlite3": {"ledger"},
+    "sqlite3": {"ledger", "vectorfile"},
     "torch": {"models", "train", "work"},
     "segmentation_models_pytorch": {"models"},
     "PIL": {"report", "slidefile"},

@@ -253,7 +253,7 @@ def test_what_a_kill_in_the_midst_of_replacing_leaves_has_a_known_name(store: Pa
     mosaic.create(work, plan)
     old = mosaic.replaced(store)
     store.rename(old)  # and here the process dies
-    mosaic.publish(work, store, replace=True)
+    mosaic.publish(work, store)
     assert store.exists()
     assert not old.exists()
 

@@ -191,6 +191,28 @@ def test_only_local_paths_are_followed(uri: str) -> None:
         describe(uri)
 
 
+def test_a_mask_file_is_not_read_to_see_what_it_is(raster: Raster) -> None:
+    path = raster(noise(4, 4))
+    with Path(f"{path}.msk").open("wb") as file:
+        file.truncate(1 << 36)
+    with pytest.raises(SourceError, match=r"msk is no TIFF"):
+        describe(str(path))
+
+
+def test_what_is_decoded_whole_is_planned_whole(tmp_path: Path) -> None:
+    with rasterio.open(tmp_path / "a.webp", "w", driver="WEBP", width=300, height=200, count=3, dtype="uint8") as file:
+        file.write(noise(3, 200, 300))
+    assert describe(str(tmp_path / "a.webp")).block_shape == (200, 300)
+
+
+@pytest.mark.parametrize("size", ["inf", "nan", "0", "-1"])
+def test_a_size_in_ome_that_is_none_is_not_believed(size: str) -> None:
+    text = f'<OME><Image><Pixels SizeC="1" SizeZ="1" SizeT="1" PhysicalSizeX="{size}" PhysicalSizeY="0.5"/></Image></OME>'
+    found = rasterfile.OmePixels.of(text)
+    assert found is not None
+    assert found.size_m is None
+
+
 def test_a_mask_file_that_is_no_tiff_is_refused(raster: Raster) -> None:
     path = raster(noise(4, 4))
     Path(f"{path}.msk").write_text('<VRTDataset rasterXSize="4" rasterYSize="4"/>')

@@ -28,7 +28,7 @@ from pipeline import vectorfile
 from pipeline.alignment import MaskFacts, TruthSpec
 from pipeline.card import ClassInfo
 from pipeline.config import SerialCluster, TruthConfig, config_of, load_config
-from pipeline.errors import ConfigError, TruthError
+from pipeline.errors import ConfigError, SourceError, TruthError
 from pipeline.grid import Window
 from pipeline.image import WorkingGrid, working_grid
 from pipeline.night import run_night
@@ -376,6 +376,61 @@ def test_the_area_limits_label_rasters_too(tmp_path: Path, raster: Any) -> None:
     assert reference.unknown == {9: 1}
     with pytest.raises(TruthError, match=r"truth.field is for polygons"):
         plan_labels(BY_KIND, str(labels), facts((2, 3)))
+
+
+@pytest.mark.parametrize("name", ["x!/vsicurl/http:/localhost/a.gpkg", "x!/tmp/a.gpkg", "x.zip!/a.gpkg", "a;b.gpkg", "a!b.shp"])
+def test_a_name_that_gdal_would_take_for_another_is_refused(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_layer(tmp_path / f"plain{path.suffix}", [on_grid(shapely.box(0, 0, 2, 2))]).rename(path)
+    with pytest.raises(TruthError, match="would take such a name"):
+        vectorfile.describe(str(path))
+
+
+@pytest.mark.parametrize("kind", ["link", "LINK", "url", "\\u006cink"])
+@pytest.mark.parametrize("key", ["crs", "\\u0063rs"])
+def test_no_coordinate_system_is_fetched(tmp_path: Path, kind: str, key: str) -> None:
+    where = '{"href": "http://127.0.0.1:9/crs", "url": "http://127.0.0.1:9/crs"}'
+    shape = '{"type": "Polygon", "coordinates": [[[0, 0], [1, 0], [1, 1], [0, 0]]]}'
+    feature = f'{{"type": "Feature", "properties": {{"url": "kept"}}, "geometry": {shape}}}'
+    path = tmp_path / "l.geojson"
+    path.write_text(
+        f'{{"type": "FeatureCollection", "features": [{feature}], "{key}": {{"type": "{kind}", "properties": {where}}}}}'
+    )
+    with pytest.raises(TruthError, match="coordinate system is a link, and nothing is fetched"):
+        vectorfile.describe(str(path))
+    path.write_text(f'{{"type": "FeatureCollection", "features": [{feature}]}}')
+    assert vectorfile.describe(str(path)).kinds == {"Polygon": 1}
+
+
+@pytest.mark.parametrize("text", ["http://127.0.0.1:9/crs", "/etc/passwd", "/vsicurl/http://127.0.0.1:9/a", "a.prj", "file:///a"])
+def test_a_coordinate_system_is_no_address_and_no_file(text: str) -> None:
+    with pytest.raises(SourceError, match="is not understood"):
+        crs_of(text)
+
+
+def test_a_layer_that_is_a_query_is_not_run(tmp_path: Path) -> None:
+    path = write_layer(tmp_path / "l.gpkg", [on_grid(shapely.box(0, 0, 2, 2))], layer="real")
+    endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT n.i AS fid, geom, kind FROM real, n"
+    with sqlite3.connect(path) as db:
+        db.execute(f"CREATE VIEW query AS {endless}")
+        for table in ("gpkg_contents", "gpkg_geometry_columns"):
+            columns = [row[1] for row in db.execute(f"PRAGMA table_info({table})")]
+            values = ", ".join("'query'" if c in ("table_name", "identifier") else c for c in columns)
+            db.execute(f"INSERT INTO {table} SELECT {values} FROM {table} WHERE table_name = 'real'")
+    db.close()
+    with pytest.raises(TruthError, match="layer 'query' is no table but a query"):
+        vectorfile.describe(str(path), "query")
+    assert vectorfile.describe(str(path), "real").kinds == {"Polygon": 1}
+
+
+def test_shapes_that_a_file_holds_packed_are_too_many_when_they_are_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vectorfile, "MOST_SHAPES_BYTES", 10_000)
+    path = write_layer(tmp_path / "l.parquet", [on_grid(shapely.box(0, 0, 2, 2))] * 200)
+    with pytest.raises(TruthError, match="no spatial index"):
+        vectorfile.describe(str(path))
 
 
 def test_an_area_that_is_missing_or_elsewhere_is_an_error(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.card import CARD_NAME, ModelCard
-from pipeline.errors import ModelError
+from pipeline.card import CARD_NAME, ModelCard, read_card
+from pipeline.errors import ModelError, PlanError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -104,6 +104,17 @@ def save_model(folder: Path, card: ModelCard, module: nn.Module) -> ModelCard:
 def save_card(folder: Path, card: ModelCard) -> None:
     """Writes the card of the model in `folder`, whole or not at all."""
     _write(folder / CARD_NAME, card.model_dump_json(indent=2).encode() + b"\n")
+
+
+def usable_card(folder: Path, *, trust_code: bool) -> ModelCard:
+    """The card of the model in `folder`; PlanError where that model cannot be used, before anything is spent on it."""
+    try:
+        card = read_card(folder)
+        check_trusted(card, trust_code)
+        verify_weights(folder, card)
+    except ModelError as e:
+        raise PlanError(str(e)) from e
+    return card
 
 
 def check_trusted(card: ModelCard, trust_code: bool) -> None:

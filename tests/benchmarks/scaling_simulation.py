@@ -1,8 +1,8 @@
 """Scaling on paper: the real driver, Dask scheduler and ledger, and up to hundreds of workers whose blocks sleep.
 
-    python tests/benchmarks/scaling_simulation.py [--workers 1 10 100 500] [--seconds 0 0.3 1 3 10 30] \
+    python -m tests.benchmarks.scaling_simulation [--workers 1 10 100 500] [--seconds 0 0.3 1 3 10 30] \
         [--durations LEDGER.sqlite|MASK.json] [--save FILE.json] [--picture docs/scaling.png]
-    python tests/benchmarks/scaling_simulation.py --load FILE.json --before FILE.json --picture docs/scaling.png
+    python -m tests.benchmarks.scaling_simulation --load FILE.json --picture docs/scaling.png
 
 Real: `night.for_each`, `cluster.open_workers`, `cluster.run_tasks`, `distributed.Scheduler` in its own process, the arguments
 (job, block) with their plan, `Ledger` on disk. Simulated: a block sleeps; hundreds of `distributed.Worker` objects of one thread
@@ -38,6 +38,8 @@ from itertools import pairwise
 from math import ceil
 from pathlib import Path
 from typing import Any
+
+from tests.benchmarks.measure import REPO, machine
 
 COLUMNS = (
     ("workers", "workers", "{:d}"),
@@ -186,8 +188,8 @@ def processes(folder: Path, workers: int, hosts: int) -> Iterator[tuple[Path, An
     running = []
     try:
         for role in roles:
-            command = [sys.executable, __file__, "--role", *role, "--contact", str(contact)]
-            running.append(psutil.Popen(command, env=environment, cwd=folder))
+            command = [sys.executable, "-m", "tests.benchmarks.scaling_simulation", "--role", *role, "--contact", str(contact)]
+            running.append(psutil.Popen(command, env=environment, cwd=REPO))
         while not contact.exists():
             if running[0].poll() is not None:
                 raise SystemExit("the scheduler did not start")
@@ -562,9 +564,8 @@ def print_sustained(cells: list[Cell]) -> None:
         print(f"{workers:>9}" + "".join(f"{found.get(mean, '–'):>9}" for mean in means))
 
 
-def draw(cells: list[Cell], before: list[Cell], path: Path) -> None:
-    """Left: efficiency over workers; right: blocks a second that the workers could do, and that are done. Dashed on the left:
-    `before`, where it was measured as well."""
+def draw(cells: list[Cell], path: Path) -> None:
+    """Left: efficiency over workers; right: blocks a second that the workers could do, and that are done."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -580,8 +581,6 @@ def draw(cells: list[Cell], before: list[Cell], path: Path) -> None:
         line = sorted((c for c in cells if c.mean_seconds == mean), key=lambda c: c.workers)
         share = [sustained(c, cells) for c in line]
         left.plot([c.workers for c in line], [100 * s for s in share], "o-", color=colour, lw=1.8, ms=5)
-        once = sorted((c for c in before if c.mean_seconds == mean), key=lambda c: c.workers)
-        left.plot([c.workers for c in once], [100 * sustained(c, before) for c in once], "o--", color=colour, lw=1, ms=3)
         ceiling = min(ceiling - 6, 100 * share[-1])
         left.text(1.2 * line[-1].workers, ceiling, f"{mean:g} s", color=colour, va="center", fontweight="bold")
         asked = [c.workers / mean for c in line]
@@ -590,19 +589,17 @@ def draw(cells: list[Cell], before: list[Cell], path: Path) -> None:
     left.set(xlabel="workers", ylabel="share of the workers' time spent in blocks, %")
     left.set_xticks(counts, [str(n) for n in counts])
     left.minorticks_off()
-    title = "Efficiency, by mean seconds of a block" + (" (dashed: before)" if before else "")
-    left.set_title(title, loc="left", fontsize=11)
+    left.set_title("Efficiency, by mean seconds of a block", loc="left", fontsize=11)
     left.grid(axis="y", color="0.92")
 
     top = 2.5 * counts[-1] / means[-1]
     low = 0.5 / means[0]
     right.plot((low, top), (low, top), "-", color="0.75", lw=1, zorder=0)
     right.annotate("no loss", (12 * low, 12 * low), (-8, 8), textcoords="offset points", color="0.45", ha="right")
-    for group, colour, when in ((cells, "#b2182b", ""), (before, "0.5", ", before")):
-        for limit in (c.rate for c in group if not c.mean_seconds and c.workers == counts[-1]):
-            right.axhline(limit, color=colour, lw=1, ls="--", zorder=0)
-            words = f"{limit:.0f} a second: empty calls, {counts[-1]} workers{when}"
-            right.annotate(words, (low, limit), (3, 4), textcoords="offset points", color=colour)
+    for limit in (c.rate for c in cells if not c.mean_seconds and c.workers == counts[-1]):
+        right.axhline(limit, color="#b2182b", lw=1, ls="--", zorder=0)
+        words = f"{limit:.0f} a second: empty calls, {counts[-1]} workers"
+        right.annotate(words, (low, limit), (3, 4), textcoords="offset points", color="#b2182b")
     right.set(xscale="log", yscale="log", xlim=(low, top), ylim=(low, top))
     for axis in (right.xaxis, right.yaxis):
         axis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -632,7 +629,6 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the ledger lies; default: a temporary folder")
     parser.add_argument("--save", type=Path)
     parser.add_argument("--load", type=Path, nargs="+", help="draw what earlier runs saved")
-    parser.add_argument("--before", type=Path, nargs="+", default=[], help="runs of an earlier state, to draw beside them")
     parser.add_argument("--picture", type=Path)
     parser.add_argument("--parts", action="store_true", help="only what one task and one record cost")
     parser.add_argument("--role", nargs="+", help=argparse.SUPPRESS)
@@ -644,6 +640,7 @@ def main() -> None:
         else:
             serve_workers(options.contact, int(options.role[1]), options.role[2])
         return
+    print(f"{machine()}\n", flush=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a run that is ended takes its processes with it
     if options.load:
         cells = load(options.load)
@@ -656,11 +653,11 @@ def main() -> None:
     if cells:
         print_sustained(cells)
     if options.picture:
-        draw(cells, load(options.before), options.picture)
+        draw(cells, options.picture)
 
 
 if __name__ == "__main__":
     # under its own name, so that workers import what they are sent instead of getting it by value
-    from scaling_simulation import main as run
+    from tests.benchmarks.scaling_simulation import main as run
 
     run()
