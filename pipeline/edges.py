@@ -21,6 +21,8 @@ UNDER_WAY = 16
 """Comparisons that may wait for labels that are on their way from a device."""
 Winners = Callable[[], Labels]
 """Answers labels (h, w) that may still be on their way."""
+Span = tuple[int, int]
+"""(first, stop) of rows or columns."""
 Histogram = NDArray[np.int64]
 """`histogram[distance, right]`, shape (bins, 2): wrong (or disagreeing) and right pixels. Histograms add up."""
 
@@ -67,7 +69,9 @@ class Disagreement:
                 0123210   distance
     """
 
-    def __init__(self, lattice: Lattice, core: Window, classes: int, winners: Callable[[Any], Winners] | None = None) -> None:
+    def __init__(
+        self, lattice: Lattice, core: Window, classes: int, winners: Callable[[Any, Span, Span], Winners] | None = None
+    ) -> None:
         """`winners` of outputs that lie elsewhere; by default `winners_of` these."""
         self._winners = winners or winners_of
         self._tile, self._size, self._core = lattice.tile, (lattice.height, lattice.width), core
@@ -120,7 +124,7 @@ class Disagreement:
     def _labels(self, outputs: Any, place: tuple[int, int], window: Window) -> Winners:
         """What the tile by itself would say of a window of the image."""
         rows, cols = window.row - place[0], window.col - place[1]
-        return self._winners(outputs[:, rows : rows + window.height, cols : cols + window.width])
+        return self._winners(outputs, (rows, rows + window.height), (cols, cols + window.width))
 
     def _compare(self, one: Winners, other: Winners, window: Window, index: tuple[int, int], below: bool, labels: Labels) -> None:
         row, col = window.row - self._core.row, window.col - self._core.col
@@ -136,19 +140,13 @@ class Disagreement:
         np.add.at(self._counts[:, 1], place, np.count_nonzero(real, axis=along) - different)
 
 
-def winners_of(outputs: NDArray[np.float32], *, sigmoid: bool = False) -> Winners:
-    """The labels (h, w) of outputs (channels, h, w): the class of the highest, the lowest of equals. `sigmoid`: the one channel
-    is the second of two classes, the first has output 0."""
-    winner: Labels = np.zeros(outputs.shape[1:], np.uint8 if len(outputs) <= 256 else np.uint16)
-    if sigmoid:
-        winner[outputs[0] > 0] = 1
-        return lambda: winner
-    best = outputs[0].copy()
-    for code in range(1, len(outputs)):
-        higher = outputs[code] > best
-        if code < len(outputs) - 1:
-            np.maximum(best, outputs[code], out=best)
-        np.copyto(winner, winner.dtype.type(code), where=higher)
+def winners_of(outputs: NDArray[np.float32], rows: Span, cols: Span, *, sigmoid: bool = False) -> Winners:
+    """The labels (h, w) of the part [rows) x [cols) of outputs (channels, t, t): the class of the highest, the lowest of equals.
+    `sigmoid`: the one channel is the second of two classes, the first has output 0."""
+    from pipeline import kernels
+
+    winner: Labels = np.zeros((rows[1] - rows[0], cols[1] - cols[0]), np.uint8 if len(outputs) <= 256 else np.uint16)
+    kernels.pick(outputs, rows, cols, sigmoid, winner, 0, 0, 1)
     return lambda: winner
 
 

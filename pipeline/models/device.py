@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipeline.blend import Blending
 from pipeline.card import ModelCard
-from pipeline.edges import Winners
+from pipeline.edges import Span, Winners
 from pipeline.errors import ModelError
 from pipeline.grid import Lattice, Window
 from pipeline.models.batches import check_batch, padded
@@ -79,9 +79,10 @@ class DevicePredictor(Predictor):
         pinned: NDArray[Any] = torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy().view(dtype).reshape(shape)
         return pinned
 
-    def winners(self, outputs: Tensor) -> Winners:
+    def winners(self, outputs: Tensor, rows: Span, cols: Span) -> Winners:
         """As for every predictor; asked of the device at once, and waited for only when they are wanted."""
         with torch.inference_mode():
+            outputs = outputs[:, slice(*rows), slice(*cols)]
             winner = (outputs[0] > 0).to(torch.uint8) if self.activation == "sigmoid" else outputs.argmax(dim=0)
             winner = winner.to(torch.uint8 if len(self.card.classes) <= 256 else torch.int32)
             if not self._cuda:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.blend import Activation, Blending, blending
 from pipeline.card import ModelCard
-from pipeline.edges import Winners, winners_of
+from pipeline.edges import Span, Winners, winners_of
 from pipeline.grid import Lattice, Window
 from pipeline.models.batches import activated, check_finite
 
@@ -72,9 +72,10 @@ class Predictor(ABC):
         """What turns the outputs that `stream` yields into labels of `core`."""
         return blending(lattice, core, len(self.card.classes), activation=self.activation, confidence=confidence)
 
-    def winners(self, outputs: Any) -> Winners:
-        """The labels (h, w) that a part (channels, h, w) of what `stream` yields would have by itself, to be asked for later."""
-        return winners_of(outputs, sigmoid=self.activation == "sigmoid")
+    def winners(self, outputs: Any, rows: Span, cols: Span) -> Winners:
+        """The labels (h, w) that the part [rows) x [cols) of what `stream` yields for a tile would have by itself, to be asked
+        for later."""
+        return winners_of(outputs, rows, cols, sigmoid=self.activation == "sigmoid")
 
     def device_seconds(self) -> float | None:
         """How long a device of its own computed for the calling thread since it last asked; None where there is none."""
