@@ -148,6 +148,8 @@ def rebuild(output: Path) -> Rebuilt:
     with holding(output / LOCK, dt.datetime.now(dt.UTC).isoformat(timespec="seconds"), "gigamask ledger rebuild"):
         path = output / LEDGER
         draft = path.with_name(f".{LEDGER}.new")
+        if not path.is_file() and draft.is_file() and _sound(draft):
+            draft.replace(path)  # an earlier rebuild was killed when the old ledger was aside already
         for end in _FILES:
             draft.with_name(draft.name + end).unlink(missing_ok=True)
         rebuilt = Rebuilt(path)

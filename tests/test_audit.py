@@ -18,7 +18,7 @@ from affine import Affine
 
 from flows.cli import main
 from flows.console import Quiet
-from pipeline import mosaic
+from pipeline import books, mosaic
 from pipeline.audit import Audit, verify
 from pipeline.books import accounts, rebuild
 from pipeline.cluster import open_workers
@@ -507,6 +507,29 @@ def test_a_rebuilt_ledger_takes_over_what_only_the_old_one_knows(archive: Path) 
         assert ledger.count_blocks("long gone", PREDICT) == 0
     report = night(archive).report
     assert (report.changes.new, report.changes.unchanged) == ([], 2), "what earlier runs saw is still known"
+
+
+def test_a_rebuild_that_was_killed_with_the_old_ledger_aside_is_gone_on_with(
+    archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = archive / "out" / "ledger.sqlite"
+    with Ledger(path, read_only=True) as ledger:
+        runs = ledger.runs()
+    assert runs
+
+    def killed(aside: Path) -> Path:
+        books_set_aside(aside)
+        raise KeyboardInterrupt
+
+    books_set_aside = books._set_aside
+    with monkeypatch.context() as patch:
+        patch.setattr(books, "_set_aside", killed)
+        with pytest.raises(KeyboardInterrupt):
+            rebuild(archive / "out")
+    assert not path.exists()
+    rebuild(archive / "out")
+    with Ledger(path, read_only=True) as ledger:
+        assert ledger.runs() == runs
 
 
 def test_a_rebuild_says_which_records_it_could_not_read_and_waits_for_nobody(archive: Path) -> None:

@@ -1,7 +1,7 @@
 """A trained network against per-pixel gradient boosting on real scenes: train on Dubai scenes 1, 2, 4, 5, score scene 7.
 
-    python tests/benchmarks/dubai.py DATA/dubai              trains the model of configs/dubai.yaml first, if it is not there
-    python tests/benchmarks/dubai.py DATA/dubai --model DIR  uses a model trained before
+    python -m tests.benchmarks.dubai DATA/dubai              trains the model of configs/dubai.yaml first, if it is not there
+    python -m tests.benchmarks.dubai DATA/dubai --model DIR  uses a model trained before
 
 Both are scored on the same pixels: labels of scene 7 at half resolution, value 0 ignored, five classes.
 """
