@@ -243,8 +243,9 @@ def _stated_mpp(cells: dict[str, str], where: str) -> tuple[float, float] | None
 
 def _slide_in(uri: str) -> str:
     """The file that stands for a slide whose folder is named: the first of its DICOM files; else `uri` as it is."""
-    path = Path(uri)
-    return next((str(file) for file in sorted(path.glob(f"*{DICOM}"))), uri) if os.path.isdir(uri) else uri  # noqa: PTH112 - no path may be too long for it
+    if not os.path.isdir(uri):  # noqa: PTH112 - pathlib breaks at a name that is too long
+        return uri
+    return next((str(file) for file in sorted(Path(uri).glob(f"*{DICOM}"))), uri)
 
 
 def _beside(manifest: Path, name: str) -> str:

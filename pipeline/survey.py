@@ -14,7 +14,7 @@ from pipeline.areas import with_area
 from pipeline.card import ModelCard
 from pipeline.cluster import memory_per_worker
 from pipeline.config import Config, TruthConfig
-from pipeline.errors import ConfigError, PlanError, explain
+from pipeline.errors import ConfigError, PlanError, RunEndedError, explain
 from pipeline.gdal import gdal
 from pipeline.image import ImageSpec, WorkingGrid
 from pipeline.models import usable_card
@@ -119,6 +119,8 @@ def survey(config: Config, part: Division | None = None, *, keep: bool = False) 
                 plan = plan_image(config, image, describe_image(config.archive, image), card, memory)
                 plan = with_area(plan, config.archive.tissue, config.output / "tissue", keep=keep)
                 _check_room(config, plan, free)
+            except RunEndedError:
+                raise
             except Exception as e:  # noqa: BLE001 - whatever a file makes a library do costs that image, not the night
                 refused.append(Refused(image, explain(e), *_missed(config, image, card)))
                 continue

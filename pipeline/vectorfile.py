@@ -209,7 +209,7 @@ def _checked(uri: str) -> tuple[Path, str]:
             f"labels {uri}: {path.suffix} files are not read. Convert to GeoPackage: ogr2ogr {path.stem}.gpkg {path.name}; "
             f"read are {', '.join(sorted(DRIVERS))}"
         )
-    if uri.startswith("/vsi") or not path.is_absolute() or not os.path.isfile(uri):  # noqa: PTH113 - no path is too long for it
+    if uri.startswith("/vsi") or not path.is_absolute() or not os.path.isfile(uri):  # noqa: PTH113 - pathlib breaks at a name that is too long
         raise TruthError(f"labels {uri!r} are no file at an absolute local path. Correct the path, or copy the file to a folder")
     if driver in OF_GDAL and vsi_path(uri) != uri:
         raise TruthError(
