@@ -12,11 +12,12 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.13 python3.14; do \
 
 help:
 	@echo "make demo    scenes, a model, masks and a report in demo/, in a few minutes"
-	@echo "make test    lint, types and tests"
-	@echo "make bench   how fast, how much memory, beside what: half an hour on an idle machine"
+	@echo "make test    lint, types and tests; make check: without the tests"
+	@echo "make bench   how fast, how much memory, beside what: twenty minutes on an idle machine"
 	@echo "make chaos   faults caused for real, and docs/reliability.md: what each costs; ten minutes"
 	@echo "make lock    requirements.lock, anew"
 	@echo "make peers   .venv-peers, what the benchmarks measure gigamask against: 6 GB"
+	@echo "make clean   what these have made"
 
 demo: $(STAMP)
 	$(BIN)/gigamask demo

@@ -256,6 +256,7 @@ def _warm_up(plan: Plan, predictor: Predictor) -> None:
     )
     for tiles, outputs in predictor.stream([group]):
         blend.add(*tiles.places[0], outputs[0])
+        predictor.winners(outputs[0], (0, 1), (0, 1))()
     blend.finish()
 
 

@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks [NAME ...]          (make bench)
 
-Half an hour on two cores that have nothing else to do; each can be run alone, as python -m tests.benchmarks.NAME --help tells.
+Twenty minutes on two cores that have nothing else to do; each can be run alone, as python -m tests.benchmarks.NAME --help tells.
 """
 
 from __future__ import annotations

@@ -104,7 +104,8 @@ def worker(ground: Ground, reference: Reference, kills: int, seed: int) -> Row:
     """kill -9 of whichever worker was given a tile last."""
     row = Row("kill -9 of a worker", f"whichever was given a tile last, at random moments (seed {seed}) of a run with 2 workers")
     rng = random.Random(seed)
-    trial = Trial(ground, "worker", 2)
+    attempts = {"min_free_gib": 0, "attempts": kills + 1}  # all may hit one block, which is not to be tried in parts for that
+    trial = Trial(ground, "worker", 2, {"faults": attempts})
     running = trial.start(seconds=0.05)
     killed: set[int] = set()
     while running.alive and row.times < kills:

@@ -164,9 +164,11 @@ def replaced(ground: Ground, reference: Reference) -> Row:
         row.expect(killed.code == -9, f"not killed but ended with {killed.code}: {killed.err[-1500:]}")
         row.times += 1
         watched.check(row)
-    watched.fault()
+    watched.fault(damaged={("a", 0)})  # the ledger tells of the old one: it had not heard of the new one yet
     ended = trial.run(seconds=0)
     watched.check(row)
+    again = trial.begun(reference, watched.log_bytes)[("a", 0)]
+    row.expect(not again, "the block was predicted again, though the mask that holds it was there")
     row.ended(ended, 0)
     if ended.code == 0:
         finish(row, trial, reference, ended.report)
