@@ -24,6 +24,9 @@ from pipeline.tissue import TissueMap
 MIB = 1024**2
 REDUNDANCY_TARGET = 0.05
 """Largest share of tiles predicted more than once that `block: auto` accepts."""
+LEAST_TILES = 64
+"""Tiles that a block of `block: auto` has at least, where the image has them. Without overlap no block costs redundant work;
+and yet one of few tiles leaves threads idle at its end."""
 PROCESS_BYTES, TORCH_BYTES = 150 * MIB, 840 * MIB
 """Resident memory of a worker with rasterio, zarr and dask imported, and what torch and numba add (measured)."""
 LABELS_SHARE, CONFIDENCE_SHARE = 0.2, 0.8
@@ -264,7 +267,8 @@ def choose_block_shape(
     memory: Callable[[tuple[int, int]], int],
     budget: int,
 ) -> tuple[int, int]:
-    """Block shape (height, width) in px, whole chunks: the most blocks whose redundant work stays within the target.
+    """Block shape (height, width) in px, whole chunks: the most blocks of LEAST_TILES whose redundant work stays within the
+    target.
 
     Many blocks share an image among workers and lose little when one fails; each border costs the tiles across it. With
     blocks that end where tiles begin, that is one row or column of tiles a border.
@@ -291,13 +295,22 @@ def choose_block_shape(
     within = [shape for shape in fitting if cost[shape] <= REDUNDANCY_TARGET]
     if not within:
         return min(fitting, key=lambda shape: (cost[shape], -shape[1]))
-    return max(within, key=lambda shape: (_count(lattice, shape), -cost[shape], shape[1]))
+    busy = [shape for shape in within if _tiles(lattice, shape) >= min(LEAST_TILES, lattice.tiles)]
+    if not busy:
+        return max(within, key=lambda shape: (_tiles(lattice, shape), shape[1]))
+    return max(busy, key=lambda shape: (_count(lattice, shape), -cost[shape], shape[1]))
 
 
 def _block_sides(length: int, unit: int) -> list[int]:
     """Sides, in whole units, that cut an axis into 1, 2, 3, ... blocks, largest first."""
     sides = {ceil(length / parts / unit) * unit for parts in range(1, min(64, ceil(length / unit)) + 1)}
     return sorted(sides, reverse=True)
+
+
+def _tiles(lattice: Lattice, shape: tuple[int, int]) -> int:
+    """Tiles of a block, those across its border left out."""
+    height, width = min(shape[0], lattice.height), min(shape[1], lattice.width)
+    return ceil(height / lattice.stride) * ceil(width / lattice.stride)
 
 
 def _count(lattice: Lattice, shape: tuple[int, int]) -> int:

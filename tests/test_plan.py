@@ -74,6 +74,15 @@ def test_memory_chooses_smaller_blocks_and_what_cannot_fit_is_refused_with_the_n
         choose_block_shape(lattice, 384, "auto", memory, 100 * MIB)
 
 
+def test_blocks_that_cost_nothing_are_still_large_enough_to_keep_threads_busy() -> None:
+    lattice = Lattice(8192, 8192, 512, 0, "hann")
+    height, width = choose_block_shape(lattice, 512, "auto", lambda _: 0, 1)
+    assert (height // 512) * (width // 512) == 64
+    assert choose_block_shape(Lattice(1024, 1024, 512, 0, "hann"), 512, "auto", lambda _: 0, 1) == (1024, 1024)
+    tight = choose_block_shape(lattice, 512, "auto", lambda shape: shape[0] * shape[1], 2048 * 2048)
+    assert (tight[0] // 512) * (tight[1] // 512) == 16, "as many as fit"
+
+
 @pytest.mark.parametrize("stride", [1, 24, 192, 255, 256, 384, 500, 768, 1024, 1500, 1536, 2048, 3001])
 def test_a_chunk_is_near_512_and_fits_the_stride_where_it_can(stride: int) -> None:
     chunk = chunk_side(stride)
