@@ -207,7 +207,8 @@ class TilingConfig(Section):
     blend: Literal["hann", "crop"] = "hann"
     """`hann`: weighted mean of all tiles at a pixel; `crop`: the tile whose centre is nearest."""
     block: int | Literal["auto"] = "auto"
-    """Side of a block in px (rounded up to whole chunks), or `auto`: the most blocks with at most 5 % redundant work."""
+    """Side of a block in px (rounded up to whole chunks), or `auto`: the most blocks of at least 64 tiles with at most
+    5 % redundant work."""
     store_confidence: bool = False
     """Also store the winning class's probability."""
 
