@@ -45,6 +45,7 @@ def card(**changes: Any) -> ModelCard:
         ({"weights": "/etc/passwd"}, r"must be a plain file name in the model's folder"),
         ({"dtype": "float64"}, r"uint8"),
         ({"bands": []}, r"at least 1"),
+        ({"classes": [{"name": "a\x1b[2J", "color": "#000000"}]}, r"String should match pattern"),
         ({"colour": "red"}, r"Extra inputs are not permitted"),
     ],
 )

@@ -183,6 +183,12 @@ def test_a_pixelwise_model_never_disagrees(raster: Callable[..., Path], tmp_path
     assert sum(right for _, right in curve.counts) > 0
 
 
+def test_one_class_has_nothing_to_disagree_about() -> None:
+    outputs = np.array([[[-1.0, 2.0], [0.0, -3.0]]], np.float32)
+    assert not edges.winners_of(outputs, (0, 2), (0, 2))().any()
+    assert edges.winners_of(outputs, (0, 2), (0, 2), sigmoid=True)().tolist() == [[0, 1], [0, 0]]
+
+
 def test_one_output_stands_for_two_classes() -> None:
     lattice = Lattice(16, 28, 16, 4)
     compared = edges.Disagreement(lattice, Window(0, 0, 16, 28), 2, partial(edges.winners_of, sigmoid=True))
