@@ -37,8 +37,8 @@ as VRT, WMS, STACTA, ERS and others do: who may put a file into the archive must
 second file, and takes it only if that is an ERDAS .ige or .rrd itself."""
 LARGEST_FILE_BLOCK = 512 * MIB
 """The most that decoding one block of a file may take: what the memory plan reckons with."""
-DECODED_WHOLE = ("WEBP", "JPEGXL", "GIF")
-"""Drivers that tell of blocks of one row, and decode all of the image for the first of them."""
+DECODED_WHOLE = ("WEBP", "JPEGXL")
+"""Drivers that decode all of the image for the first of its blocks, whatever they tell of these."""
 MOST_SAMPLES = 10**14
 """Width x height x bands above which a header is taken for damaged."""
 
