@@ -24,9 +24,7 @@ from pipeline.inspection import (
     Kind,
     Part,
     difference,
-    file_of,
     inspect,
-    own_files,
     parts_of,
     unchecked,
     with_pixels,
@@ -287,7 +285,7 @@ class _Verification:
         mended = finished.model_copy(update={"blocks": records, "result": result, "scores": scores})
         known = {shard.path for record in records for shard in record.shards}
         strays = [fault.file for fault in mask.faults if fault.kind == "stray" and fault.file and fault.file not in known]
-        for name in [*strays, *(name for block in again for name in own_files(plan, block))]:
+        for name in [*strays, *(name for block in again for name in mosaic.own_files(plan, block.core))]:
             (path / name).unlink(missing_ok=True)
         if strays:
             self._mended(mask, f"removed {', '.join(strays)}, which no record knows")
@@ -319,8 +317,8 @@ class _Verification:
         for records in (mask.finished.blocks, *self._block_records(mask.plan)):
             for record in records:
                 block = mask.plan.blocks[record.block]
-                names, files = {shard.path for shard in record.shards}, own_files(mask.plan, block)
-                holds = file_of(mask.plan, 0, block.core) in names
+                names, files = {shard.path for shard in record.shards}, mosaic.own_files(mask.plan, block.core)
+                holds = mosaic.shard_name(mask.plan, 0, block.core) in names
                 if (record.block in spoiled and holds) or record.block in sound or not names <= set(files):
                     continue
                 if mosaic.intact(mask.path, record.shards) and (holds or record.no_data_px == block.core.pixels):
@@ -341,7 +339,7 @@ class _Verification:
 
 def _unsound(plan: Plan, record: BlockRecord) -> BlockRecord:
     """The record of a block whose files are to be missed: one that names none would pass for whole."""
-    missing = ShardRecord(path=file_of(plan, 0, plan.blocks[record.block].core), size=0, crc32c=0)
+    missing = ShardRecord(path=mosaic.shard_name(plan, 0, plan.blocks[record.block].core), size=0, crc32c=0)
     return record.model_copy(update={"shards": record.shards or (missing,)})
 
 
@@ -439,5 +437,4 @@ def _lay_out_anew(path: Path, finished: Finished) -> None:
     mosaic.remove(work)
     mosaic.create(work, plan)
     mosaic.take_over(path, work, [shard for record in finished.blocks for shard in record.shards])
-    mosaic.build_pyramid(work, plan)
-    publish(work, path, finished, replace=True)
+    publish(work, path, finished.model_copy(update={"coarse": mosaic.finish_pyramid(work, plan)}), replace=True)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
+from pipeline import mosaic
 from pipeline.cluster import Workers, run_tasks
+from pipeline.errors import RunEndedError, explain
+from pipeline.finished import Finished, publish
 from pipeline.measures import measures_of
 from pipeline.records import PREDICT, SEGMENT, score_task
 from pipeline.report.contract import ImageResult
@@ -48,14 +52,13 @@ def process_untouched(shop: Shop, planned: list[Planned]) -> dict[str, ImageResu
 
 def _untouched(shop: Shop, planned: Planned) -> bool:
     final = shop.mask(planned.plan)
+    mosaic.sweep(final)
     return len(planned.plan.blocks) == 1 and not final.exists() and not work_path(final, planned.plan).exists()
 
 
 def _job(shop: Shop, planned: Planned) -> WholeJob:
-    final = shop.mask(planned.plan)
     return WholeJob(
-        job=shop.job(planned.plan, work_path(final, planned.plan)),
-        final=str(final),
+        job=shop.job(planned.plan, shop.mask(planned.plan)),
         truth=planned.truth,
         measures=measures_of(shop.config.scoring, planned.plan),
         max_failed_fraction=shop.config.faults.max_failed_fraction,
@@ -63,25 +66,42 @@ def _job(shop: Shop, planned: Planned) -> WholeJob:
 
 
 def _kept(shop: Shop, planned: Planned, whole: Whole) -> ImageResult | None:
-    """The result of an image that was done whole, and is in the ledger now; None where something is left to do."""
+    """Publish an image that was done whole and put it into the ledger; its result. None if something is left to do."""
     plan, truth, ledger = planned.plan, planned.truth, shop.ledger
-    if whole.error is not None:
-        shop.progress.say(f"tried again: {plan.image.uri}: {whole.error.partition(chr(10))[0]}")
-    if whole.result is None:
+    task = None if truth is None else score_task(truth.digest, measures_of(shop.config.scoring, plan))
+    result, error = _published(shop, planned, whole, task)
+    if error is not None:
+        shop.progress.say(f"tried again: {plan.image.uri}: {error.partition(chr(10))[0]}")
+    if result is None:
         return None
     ledger.forget(plan.image.id, plan.digest)
     for record in whole.blocks:
         ledger.put_block(plan.digest, PREDICT, record.block, record)
-    ledger.put_image(plan.image.id, plan.digest, SEGMENT, whole.result)
+    ledger.put_image(plan.image.id, plan.digest, SEGMENT, result)
     if truth is not None and whole.score is None:
         return None
     shop.progress.advance(plan.grid.height * plan.grid.width)
-    result = whole.result.model_copy(update={"mask": shop.mask_name(plan)})
-    if truth is None or whole.score is None:
+    result = result.model_copy(update={"mask": shop.mask_name(plan)})
+    if task is None or whole.score is None:
         return result.model_copy(update={"truth_error": planned.truth_error})
-    task = score_task(truth.digest, measures_of(shop.config.scoring, plan))
     ledger.put_image(plan.image.id, plan.digest, task, whole.score)
     return with_scores(result, whole.score, shop.config.truth.max_unknown_share)
+
+
+def _published(shop: Shop, planned: Planned, whole: Whole, task: str | None) -> tuple[ImageResult | None, str | None]:
+    """(the result of an image whose mask is published now, why something is missing)."""
+    if whole.result is None or whole.store is None:
+        return None, whole.error
+    scores = {} if task is None or whole.score is None else {task: whole.score}
+    finished = Finished(plan=planned.plan, result=whole.result, blocks=whole.blocks, coarse=whole.coarse, scores=scores)
+    try:
+        publish(Path(whole.store), shop.mask(planned.plan), finished, private=True)
+    except RunEndedError:
+        raise
+    except Exception as e:  # noqa: BLE001 - one image costs its image, which is then tried by itself
+        mosaic.remove(Path(whole.store))
+        return None, explain(e)
+    return whole.result, whole.error
 
 
 class Pace:

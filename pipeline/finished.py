@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from secrets import token_hex
 
 from pydantic import Field, ValidationError
 
@@ -37,10 +38,14 @@ def record_path(mask: Path) -> Path:
 def write_record(mask: Path, finished: Finished) -> None:
     """Write the record of `mask`, whole or not at all."""
     path = record_path(mask)
-    draft = path.with_name(f".{path.name}.new")
+    draft = path.with_name(f".{path.name}.{token_hex(8)}.new")
     with mosaic.writing(path):
-        draft.write_text(finished.model_dump_json(indent=1), encoding="utf-8")
-        draft.replace(path)
+        try:
+            draft.write_text(finished.model_dump_json(indent=1), encoding="utf-8")
+            draft.replace(path)
+        except OSError:
+            draft.unlink(missing_ok=True)
+            raise
 
 
 def read_record(mask: Path) -> Finished:
@@ -55,21 +60,28 @@ def read_record(mask: Path) -> Finished:
         ) from e
 
 
-def publish(work: Path, mask: Path, finished: Finished, *, replace: bool = False, fresh: bool = False) -> None:
+def publish(work: Path, mask: Path, finished: Finished, *, replace: bool = False, private: bool = False) -> None:
     """Make the mosaic at `work` appear at `mask`, its record first: a mask that is there is the one that its record is about.
 
-    `replace`: in place of the one that is there, which is set aside before. `fresh`: see `mosaic.publish`.
+    `replace`: in place of the one that is there, which is set aside before. `private`: see `mosaic.publish`. StoreError unless
+    every file of every record lies in `work` with its size: whatever a scheduler, a cache or another program did, a mask with a
+    hole is never published.
     """
+    mosaic.check_complete(work, shards_of(finished))
     if replace:
         mosaic.set_aside(mask)
-    write_record(mask, finished.model_copy(update={"coarse": mosaic.shards_above(work, finished.plan)}))
-    mosaic.publish(work, mask, fresh=fresh)
+    write_record(mask, finished)
+    mosaic.publish(work, mask, private=private)
+
+
+def shards_of(finished: Finished) -> list[ShardRecord]:
+    """Every file that the record of a mask names."""
+    return [*(shard for block in finished.blocks for shard in block.shards), *finished.coarse]
 
 
 def intact(mask: Path, finished: Finished, *, deep: bool = False) -> bool:
     """Whether the files of `mask` are as they were written: by size, `deep` also by checksum."""
-    shards = [shard for block in finished.blocks for shard in block.shards]
-    return mosaic.intact(mask, [*shards, *finished.coarse], deep=deep)
+    return mosaic.intact(mask, shards_of(finished), deep=deep)
 
 
 def masks(output: Path) -> Iterator[Path]:

@@ -103,7 +103,7 @@ def parts_of(finished: Finished) -> list[Part]:
     found += [BlockPart(record=record) for record in finished.blocks]
     for level in range(mosaic.own_levels(plan), mosaic.levels(*plan.grid.shape)):
         for shard in _level_shards(plan, level):
-            name = file_of(plan, level, shard.core)
+            name = mosaic.shard_name(plan, level, shard.core)
             found.append(LevelPart(level=level, index=shard.index, record=coarse.get(name)))
     return found
 
@@ -121,15 +121,6 @@ def inspect(store: str, plan: Plan, part: Part) -> Finding:
         place = {"block": part.record.block} if isinstance(part, BlockPart) else {}
         where = {"file": f"{part.level}/mask"} if isinstance(part, LevelPart) else {}
         return Finding(faults=(unchecked(e).model_copy(update=place | where),))
-
-
-def own_files(plan: Plan, block: Block) -> list[str]:
-    """The files that a block's writer writes, those that would hold nothing included."""
-    core = block.core
-    names = [file_of(plan, 0, core, "confidence")] if plan.store_confidence else []
-    for level in range(mosaic.own_levels(plan)):
-        names.append(file_of(plan, level, Window(core.row >> level, core.col >> level, 1, 1)))
-    return names
 
 
 def with_pixels(record: BlockRecord, counted: BlockRecord) -> BlockRecord:
@@ -154,7 +145,7 @@ def _layout_faults(path: Path, plan: Plan, known: frozenset[str]) -> Iterator[Fa
         elif file.read_bytes() != expected:
             yield Fault(kind="layout", what="the coordinates of the pixel centres are others", file=name)
     coarse = range(mosaic.own_levels(plan), mosaic.levels(*plan.grid.shape))
-    of_levels = {file_of(plan, level, shard.core) for level in coarse for shard in _level_shards(plan, level)}
+    of_levels = {mosaic.shard_name(plan, level, shard.core) for level in coarse for shard in _level_shards(plan, level)}
     for file in sorted(path.rglob("*")):
         name = str(file.relative_to(path))
         if not file.is_dir() and name not in laid_out and name not in known:
@@ -181,7 +172,7 @@ def _inspect_block(path: Path, plan: Plan, record: BlockRecord) -> Finding:
     """The block's files, then its pixels, then the levels that follow from them."""
     block = plan.blocks[record.block]
     faults = [fault for shard in record.shards for fault in _file_faults(path, shard, "file", record.block)]
-    foreign = {shard.path for shard in record.shards} - set(own_files(plan, block))
+    foreign = {shard.path for shard in record.shards} - set(mosaic.own_files(plan, block.core))
     if foreign:
         what = "the block's record names files of others"
         faults.append(Fault(kind="file", what=what, block=record.block, file=min(foreign)))
@@ -197,7 +188,9 @@ def _inspect_block(path: Path, plan: Plan, record: BlockRecord) -> Finding:
     counted, strange = count_block(plan, record, labels)
     if strange:
         what = f"{strange:,} pixels hold codes that mean nothing"
-        faults.append(Fault(kind="file", what=what, block=record.block, file=file_of(plan, 0, block.core), derived=True))
+        faults.append(
+            Fault(kind="file", what=what, block=record.block, file=mosaic.shard_name(plan, 0, block.core), derived=True)
+        )
     elif counted != record:
         names = ("state", "class_px", "failed_px", "no_data_px")
         unlike = difference(record.model_dump(include=set(names)), counted.model_dump(include=set(names)))
@@ -207,7 +200,9 @@ def _inspect_block(path: Path, plan: Plan, record: BlockRecord) -> Finding:
         part = Window(block.core.row >> level, block.core.col >> level, *labels.shape)
         if not np.array_equal(mosaic.read(path, part, level), labels):
             what = f"level {level} is not level {level - 1} halved"
-            faults.append(Fault(kind="file", what=what, block=record.block, file=file_of(plan, level, part), derived=True))
+            faults.append(
+                Fault(kind="file", what=what, block=record.block, file=mosaic.shard_name(plan, level, part), derived=True)
+            )
     return Finding(faults=tuple(faults), counted=counted)
 
 
@@ -231,7 +226,7 @@ def count_block(plan: Plan, record: BlockRecord, labels: mosaic.Labels) -> tuple
 def _level_faults(path: Path, plan: Plan, part: LevelPart) -> Iterator[Fault]:
     """The shard's file, and whether its pixels are those of the level below, halved: a row of chunks at a time."""
     shard = next(shard for shard in _level_shards(plan, part.level) if shard.index == part.index)
-    name = file_of(plan, part.level, shard.core)
+    name = mosaic.shard_name(plan, part.level, shard.core)
     if part.record is not None:
         damage = list(_file_faults(path, part.record, "level"))
         if damage:
@@ -265,12 +260,6 @@ def _file_faults(path: Path, shard: ShardRecord, kind: Kind, block: int | None =
 
 def _level_shards(plan: Plan, level: int) -> Iterator[Block]:
     return blocks(*mosaic.level_shape(plan.grid, level), *mosaic.tiling(plan, level)[0])
-
-
-def file_of(plan: Plan, level: int, part: Window, name: str = "mask") -> str:
-    """The file of the shard that `part` of a level begins in."""
-    height, width = mosaic.tiling(plan, level)[0]
-    return f"{level}/{name}/c/{part.row // height}/{part.col // width}"
 
 
 def unchecked(error: BaseException | None) -> Fault:

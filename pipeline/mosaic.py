@@ -6,8 +6,9 @@ import errno
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from math import ceil
 from pathlib import Path
@@ -41,6 +42,14 @@ SMALLEST_SHARD, TOP_SHARD, TOP_CHUNK = 128, 4096, 512
 DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO})
 """What the system says where a disk is full, over quota, read-only, not ours or broken."""
 NO_DATA_NAME, FAILED_NAME = "no data", "failed"
+DRAFT = ".draft"
+"""Ending of folders that are being made, or removed."""
+SHARED_DISK = (
+    "The output folder must be the same disk for the driver and all workers, and no other program may change files in it"
+)
+"""What to look at if files of workers are missing."""
+SETTLE_SECONDS = 5.0
+"""How long a network file system may take to show what another host has written."""
 _CONVENTIONS = {
     "proj:": "f17cb550-5864-4468-aeb7-f3180cfb622f",
     "spatial:": "689b58e2-cf7b-45e0-9fff-9cfc0883d6b4",
@@ -53,11 +62,37 @@ def create(path: Path, plan: Plan) -> None:
     """Lay out an empty mosaic for `plan` at `path`, which must not exist."""
     if path.exists():
         raise StoreError(f"{path} exists: a mosaic is never written over. Remove it, or choose another output")
-    draft = path.with_name(f"{path.name}.new")
-    remove(draft)
+    draft = draft_of(path)
     with writing(path):
         _lay_out(draft, plan)
         draft.rename(path)
+
+
+def draft_of(path: Path) -> Path:
+    """A new name beside the mosaic at `path` for a folder that nobody else writes to; `sweep` removes those that were left."""
+    return path.with_name(f".{path.name.lstrip('.')}.{token_hex(8)}{DRAFT}")
+
+
+def sweep(final: Path) -> None:
+    """Remove the drafts that interrupted or lost writers of the mosaic at `final` have left."""
+    for draft in final.parent.glob(f".{final.name}.*{DRAFT}"):
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def laid_out(path: Path, plan: Plan) -> bool:
+    """Whether the unfinished mosaic at `path` is one of `plan`, with every document and coordinate that `create` writes.
+
+    Texts of coordinate systems are not compared: one system has several.
+    """
+    files = [f"{name}/c.0" for name in _centres(plan.grid)]
+    try:
+        _, digest = facts(path)
+        found = {name: json.loads((path / name / "zarr.json").read_bytes()) for name in documents(plan)}
+        arrays = {name: document for name, document in documents(plan).items() if document["node_type"] == "array"}
+        same = all(list(found[name]["shape"]) == list(document["shape"]) for name, document in arrays.items())
+        return digest == plan.digest and same and all((path / file).is_file() for file in files)
+    except (OSError, StoreError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _lay_out(path: Path, plan: Plan) -> None:
@@ -109,45 +144,96 @@ def documents(plan: Plan) -> dict[str, dict[str, Any]]:
 def write_block(
     path: Path, plan: Plan, core: Window, labels: Labels, confidence: NDArray[np.uint8] | None = None
 ) -> tuple[ShardRecord, ...]:
-    """Write the labels of one block, whole, and its part of every coarser level whose shards do not reach beyond the block.
+    """Write the labels of one block and commit them: `draft_block` and `commit_block` in one step, for the driver itself."""
+    shards, token = draft_block(path, plan, core, labels, confidence)
+    commit_block(path, plan, core, shards, token)
+    return shards
 
-    The files that were written; a shard that holds nothing but fill is none. OutputError where the disk takes no more.
+
+def draft_block(
+    path: Path, plan: Plan, core: Window, labels: Labels, confidence: NDArray[np.uint8] | None = None
+) -> tuple[tuple[ShardRecord, ...], str]:
+    """Write the shards of one block as drafts: its labels, and its part of every coarser level whose shards do not reach beyond
+    the block.
+
+    Returns (the shards, the token in their drafts' names). A shard of nothing but fill is no file. Nobody sees a draft until
+    `commit_block` renames it, which only the driver does: a worker that was given up and still writes changes nothing.
+    OutputError if the disk takes no more, StoreError if the mosaic is gone.
     """
+    token = token_hex(8)
     written: list[ShardRecord | None] = []
     if confidence is not None:
-        written.append(_write_shard(path, plan, 0, core, confidence, "confidence"))
-    written.append(_write_shard(path, plan, 0, core, labels, "mask"))
-    return tuple(shard for shard in [*written, *write_levels(path, plan, core, labels)] if shard is not None)
+        written.append(draft_shard(path, plan, 0, core, confidence, "confidence", token))
+    written.append(draft_shard(path, plan, 0, core, labels, "mask", token))
+    written += draft_levels(path, plan, core, labels, token)
+    return tuple(shard for shard in written if shard is not None), token
 
 
-def write_levels(path: Path, plan: Plan, core: Window, labels: Labels) -> list[ShardRecord | None]:
-    """Write the block's part of the coarser levels."""
+def draft_levels(path: Path, plan: Plan, core: Window, labels: Labels, token: str) -> list[ShardRecord | None]:
+    """Write the drafts of the block's part of each coarser level; None in place of a shard of nothing but fill."""
     written: list[ShardRecord | None] = []
     for level in range(1, own_levels(plan)):
         labels = halve(labels, plan.classes)
         part = Window(core.row >> level, core.col >> level, *labels.shape)
-        written.append(_write_shard(path, plan, level, part, labels, "mask"))
+        written.append(draft_shard(path, plan, level, part, labels, "mask", token))
     return written
 
 
-def _write_shard(path: Path, plan: Plan, level: int, part: Window, values: Labels, name: str) -> ShardRecord | None:
-    """Write one shard in one step, in place of what an earlier attempt has left. One that holds nothing is no file."""
-    shard, chunk = tiling(plan, level)
-    array = path / str(level) / name
-    if not array.is_dir():
-        raise StoreError(f"{path} has no array {level}/{name} to write to: the unfinished mosaic was moved or removed")
-    place = f"{level}/{name}/c/{part.row // shard[0]}/{part.col // shard[1]}"
-    target = path / place
-    content = shard_bytes(values, shard, chunk, mask_codes(plan.classes).no_data if name == "mask" else 0)
+def commit_block(path: Path, plan: Plan, core: Window, shards: tuple[ShardRecord, ...], token: str) -> None:
+    """Make the drafts of a block its shards, in place of those of an earlier attempt.
+
+    StoreError if a draft is not in this very mosaic: its worker wrote to another one, or to a disk that is not shared.
+    """
+    written = {shard.path for shard in shards}
     with writing(path):
-        if content is None:
-            target.unlink(missing_ok=True)
-            return None
-        target.parent.mkdir(parents=True, exist_ok=True)
-        draft = target.with_name(f"{target.name}.{token_hex(4)}.partial")
+        for name in own_files(plan, core):
+            target = path / name
+            if name not in written:
+                target.unlink(missing_ok=True)
+                continue
+            try:
+                _draft_name(target, token).rename(target)
+            except FileNotFoundError as e:
+                raise StoreError(
+                    f"{target} was written by a worker and is not there: publishing would leave a hole. {SHARED_DISK}"
+                ) from e
+
+
+def own_files(plan: Plan, core: Window) -> list[str]:
+    """The files of the block at `core`, by path inside the mosaic; those that would hold nothing but fill included."""
+    names = [shard_name(plan, 0, core, "confidence")] if plan.store_confidence else []
+    for level in range(own_levels(plan)):
+        names.append(shard_name(plan, level, Window(core.row >> level, core.col >> level, 1, 1)))
+    return names
+
+
+def shard_name(plan: Plan, level: int, part: Window, name: str = "mask") -> str:
+    """The file of the shard that `part` of a level begins in, by path inside the mosaic."""
+    shard, _ = tiling(plan, level)
+    return f"{level}/{name}/c/{part.row // shard[0]}/{part.col // shard[1]}"
+
+
+def _draft_name(target: Path, token: str) -> Path:
+    return target.with_name(f"{target.name}.{token}.partial")
+
+
+def draft_shard(path: Path, plan: Plan, level: int, part: Window, values: Labels, name: str, token: str) -> ShardRecord | None:
+    """Write the draft of one shard; None if it would hold nothing but fill."""
+    shard, chunk = tiling(plan, level)
+    content = shard_bytes(values, shard, chunk, mask_codes(plan.classes).no_data if name == "mask" else 0)
+    if content is None:
+        return None
+    place = shard_name(plan, level, part, name)
+    target = path / place
+    draft = _draft_name(target, token)
+    with writing(path):
         try:
+            # not the parents of these: a mosaic that was published or removed meanwhile must not reappear
+            for folder in (target.parent.parent, target.parent):
+                folder.mkdir(exist_ok=True)
             draft.write_bytes(content)
-            draft.rename(target)
+        except FileNotFoundError as e:
+            raise StoreError(f"{path} has no array {level}/{name} to write to: the unfinished mosaic was moved or removed") from e
         except OSError:
             draft.unlink(missing_ok=True)
             raise
@@ -180,15 +266,32 @@ def intact(path: Path, shards: Iterable[ShardRecord], *, deep: bool = True) -> b
     return True
 
 
-def shards_above(path: Path, plan: Plan) -> tuple[ShardRecord, ...]:
-    """The files of the levels that no block's writer wrote, as they are now."""
-    found = []
-    for level in range(own_levels(plan), levels(*plan.grid.shape)):
-        for file in sorted((path / str(level) / "mask" / "c").glob("*/*")):
-            content = file.read_bytes()
-            record = ShardRecord(path=str(file.relative_to(path)), size=len(content), crc32c=google_crc32c.value(content))
-            found.append(record)
-    return tuple(found)
+def check_complete(path: Path, shards: Iterable[ShardRecord]) -> None:
+    """StoreError unless the mosaic at `path` has every file of `shards` with its size.
+
+    Network file systems remember for a while that a name was not there: a folder is listed again, for a few seconds, before a
+    file counts as missing.
+    """
+    deadline = time.monotonic() + SETTLE_SECONDS
+    for shard in shards:
+        file = path / shard.path
+        while (found := _size(file)) != shard.size:
+            if time.monotonic() > deadline or not path.is_dir():
+                what = "is missing" if found is None else f"has {found:,} bytes"
+                raise StoreError(
+                    f"{file} {what}, its record says {shard.size:,} bytes: the mask would have a hole and is not published. "
+                    f"{SHARED_DISK}"
+                )
+            time.sleep(0.2)
+            with suppress(OSError):
+                next(file.parent.iterdir(), None)
+
+
+def _size(file: Path) -> int | None:
+    try:
+        return file.stat().st_size
+    except OSError:
+        return None
 
 
 def shard_bytes(values: Labels, shard: tuple[int, int], chunk: tuple[int, int], fill: int) -> bytes | None:
@@ -233,22 +336,62 @@ def facts(path: Path) -> tuple[MaskFacts, str]:
         ) from e
 
 
-def build_pyramid(path: Path, plan: Plan) -> None:
-    """Fill the levels that no block could write, each from the one below, shard by shard."""
-    grid = plan.grid
-    for level in range(own_levels(plan), levels(grid.height, grid.width)):
-        remove(path / str(level) / "mask" / "c")  # zarr reads what is there before it writes: a torn shard would end it
-        below, above = _open(path, f"{level - 1}/mask"), _open(path, f"{level}/mask")
+def build_pyramid(path: Path, plan: Plan) -> tuple[tuple[ShardRecord, ...], Path] | None:
+    """Compute the levels that no block could write, each from the one below, shard by shard, in a folder beside the mosaic.
+
+    Returns (the shards, the folder) for `commit_pyramid`; None if every level consists of whole blocks' shards.
+    """
+    own, count = own_levels(plan), levels(*plan.grid.shape)
+    if own == count:
+        return None
+    draft = draft_of(path)
+    shards: list[ShardRecord] = []
+    with writing(path):
+        draft.mkdir()
+    documented = documents(plan)
+    for level in range(own, count):
+        name = f"{level}/mask"
+        with writing(path):
+            (draft / name).mkdir(parents=True)
+            _put(str(draft / name / "zarr.json"), to_json(documented[name], indent=2))
+        below = _open(path if level == own else draft, f"{level - 1}/mask")
         shard, chunk = tiling(plan, level)
-        for block in blocks(*level_shape(grid, level), *shard):
+        for block in blocks(*level_shape(plan.grid, level), *shard):
             core = block.core
-            labels = np.empty(core.shape, above.dtype)
+            labels = np.empty(core.shape, mask_codes(plan.classes).dtype)
             for top in range(0, core.height, chunk[0]):
                 rows = min(chunk[0], core.height - top)
                 window = Window(2 * (core.row + top), 2 * core.col, 2 * rows, 2 * core.width).clip(*below.shape)
                 labels[top : top + rows] = halve(cast(Labels, below[window.slices]), plan.classes)
-            with writing(path):
-                above[core.slices] = labels
+            content = shard_bytes(labels, shard, chunk, mask_codes(plan.classes).no_data)
+            if content is not None:
+                place = shard_name(plan, level, core)
+                with writing(path):
+                    (draft / place).parent.mkdir(parents=True, exist_ok=True)
+                    _put(str(draft / place), content)
+                shards.append(ShardRecord(path=place, size=len(content), crc32c=google_crc32c.value(content)))
+    return tuple(shards), draft
+
+
+def finish_pyramid(path: Path, plan: Plan) -> tuple[ShardRecord, ...]:
+    """Build the pyramid and commit it in one step, for the only writer of a mosaic; returns the files of its coarser levels."""
+    built = build_pyramid(path, plan)
+    if built is None:
+        return ()
+    commit_pyramid(path, plan, built[1])
+    return built[0]
+
+
+def commit_pyramid(path: Path, plan: Plan, draft: Path) -> None:
+    """Make the levels in `draft` those of the mosaic, in place of what an earlier attempt has left."""
+    with writing(path):
+        for level in range(own_levels(plan), levels(*plan.grid.shape)):
+            target, made = path / str(level) / "mask" / "c", draft / str(level) / "mask" / "c"
+            if target.exists():
+                target.rename(draft / f"replaced-{level}")
+            if made.is_dir():
+                made.rename(target)
+    remove(draft)
 
 
 def halve(labels: Labels, classes: int) -> Labels:
@@ -295,15 +438,15 @@ def _own_side(length: int, block: int, chunk: int, level: int) -> tuple[int, int
     return side, min(fitting, key=lambda part: abs(part - TOP_CHUNK), default=side)
 
 
-def publish(work: Path, final: Path, *, fresh: bool = False) -> None:
+def publish(work: Path, final: Path, *, private: bool = False) -> None:
     """Make the finished mosaic at `work` appear at `final` by one rename; readers see all of it or nothing.
 
-    A published mosaic stays, unless it was set aside for this one. `fresh`: whoever laid `work` out has written all of it, so
-    that nothing torn lies in it.
+    A published mosaic stays, unless it was set aside for this one. `private`: one writer alone has made `work`, so that there
+    are no drafts of others to remove from it.
     """
     if final.exists():
         raise StoreError(f"{final} exists already: a published mosaic is never replaced. Remove it first")
-    for torn in () if fresh else work.rglob("*.partial"):
+    for torn in () if private else work.rglob("*.partial"):
         torn.unlink()
     with writing(final):
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -334,8 +477,16 @@ def take_over(old: Path, new: Path, shards: Iterable[ShardRecord]) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a mosaic; nothing happens where there is none."""
-    shutil.rmtree(path, ignore_errors=True)
+    """Delete a mosaic, or a folder of one; nothing happens where there is none.
+
+    It is renamed first: whoever still writes to it fails at once, and a kill halfway leaves nothing that looks like a mosaic.
+    """
+    trash = draft_of(path)
+    try:
+        path.rename(trash)
+    except OSError:
+        trash = path
+    shutil.rmtree(trash, ignore_errors=True)
 
 
 def levels(height: int, width: int) -> int:

@@ -7,11 +7,13 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from secrets import token_hex
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import mosaic
+from pipeline.errors import StoreError
 from pipeline.grid import Block, Window
 from pipeline.image import Frozen
 from pipeline.measures import pairs
@@ -33,8 +35,10 @@ class Part(Frozen):
     """As in the record of a block, as are the next two."""
     band_px: tuple[tuple[int, ...], ...] | None = None
     device_seconds: float | None = None
+    aside: str | None = None
+    """File with its labels, beside the mosaic; None where it was not predicted."""
     error: str | None = None
-    """Why some of it, or with no tile all of it, is failed."""
+    """Why some of it, or without `aside` all of it, is failed."""
 
     @property
     def window(self) -> Window:
@@ -59,23 +63,22 @@ def _spans(starts: set[int], stop: int) -> list[tuple[int, int]]:
 
 
 def predict_part(job: Job, part: Part) -> Part:
-    """Predict the tiles that speak for a part, and lay its labels aside until `join_parts` takes them.
+    """Predict the tiles that contribute to a part, and keep its labels in a file of their own until `join_parts` takes them.
 
     By the law of blocks, a part's labels are those that the whole block would have there.
     """
     plan = job.plan
     result = predict_core(plan, predictor_of(job), partial(open_source, plan.read), part.window)
     check_unchanged(plan.read.source)
-    aside = _aside(job, part)
+    aside = _folder(Path(job.store)) / f"{part.row}-{part.col}-{part.height}-{part.width}.{token_hex(8)}.npz"
     with mosaic.writing(aside):
-        aside.parent.mkdir(parents=True, exist_ok=True)
+        aside.parent.mkdir(exist_ok=True)
         confidence = np.zeros(0, np.uint8) if result.confidence is None else result.confidence
-        draft = aside.with_suffix(".new")
-        with draft.open("wb") as file:
+        with aside.open("wb") as file:
             np.savez(file, labels=result.labels, confidence=confidence)
-        draft.replace(aside)
     return part.model_copy(
         update={
+            "aside": aside.name,
             "tiles": result.tiles,
             "error": result.error,
             "edge_disagreement": None if result.disagreement is None else pairs(result.disagreement),
@@ -86,18 +89,17 @@ def predict_part(job: Job, part: Part) -> Part:
 
 
 def join_parts(job: Job, block: Block, parts: tuple[Part, ...]) -> BlockRecord:
-    """Write the block's shard from its parts; those without tiles whose `error` says why are failed."""
+    """Write the block's shard from its parts; those that were not predicted are failed, as their `error` says."""
     started = time.perf_counter()
     whole = no_labels(job.plan, block.core, "")
     for part in parts:
-        aside = _aside(job, part)
-        if not aside.exists():
+        if part.aside is None:
             continue
         inside = Window(part.row - block.core.row, part.col - block.core.col, part.height, part.width).slices
-        with np.load(aside) as kept:
-            whole.labels[inside] = kept["labels"]
-            if whole.confidence is not None:
-                whole.confidence[inside] = kept["confidence"]
+        labels, confidence = _kept(job, part.aside)
+        whole.labels[inside] = labels
+        if whole.confidence is not None:
+            whole.confidence[inside] = confidence
     error = next((part.error for part in parts if part.error), None)
     result = CoreLabels(
         whole.labels,
@@ -109,9 +111,20 @@ def join_parts(job: Job, block: Block, parts: tuple[Part, ...]) -> BlockRecord:
         sum(known) if (known := [part.device_seconds for part in parts if part.device_seconds is not None]) else None,
     )
     record = write_core(job, block, result, started)
-    for part in parts:
-        _aside(job, part).unlink(missing_ok=True)
+    sweep(Path(job.store))
     return record
+
+
+def _kept(job: Job, aside: str) -> tuple[NDArray[np.unsignedinteger], NDArray[np.uint8]]:
+    """(labels, confidence) that a part has kept."""
+    path = _folder(Path(job.store)) / aside
+    try:
+        with np.load(path) as kept:
+            return kept["labels"], kept["confidence"]
+    except OSError as e:
+        raise StoreError(
+            f"{path} was written by a worker and cannot be read ({e}): publishing would leave a hole. {mosaic.SHARED_DISK}"
+        ) from e
 
 
 def sweep(store: Path) -> None:
@@ -121,10 +134,6 @@ def sweep(store: Path) -> None:
 
 def _sum(counts: Sequence[tuple[tuple[int, ...], ...]]) -> NDArray[np.int64] | None:
     return np.sum(counts, axis=0, dtype=np.int64) if counts else None
-
-
-def _aside(job: Job, part: Part) -> Path:
-    return _folder(Path(job.store)) / f"{part.row}-{part.col}-{part.height}-{part.width}.npz"
 
 
 def _folder(store: Path) -> Path:

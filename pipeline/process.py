@@ -13,13 +13,13 @@ from pipeline.finished import Finished, keep, publish, read_record
 from pipeline.grid import Block
 from pipeline.image import ImageSpec
 from pipeline.plan import Plan
-from pipeline.records import PREDICT, SEGMENT, BlockRecord
+from pipeline.records import PREDICT, SEGMENT, BlockRecord, ShardRecord
 from pipeline.report.contract import ImageResult
 from pipeline.scoring import missed, score_image
 from pipeline.shop import Shop, work_path
 from pipeline.survey import Planned, Refused
 from pipeline.whole import summarise, told_of
-from pipeline.work import Job, empty_block, fail_block, finish_mosaic, predict_block
+from pipeline.work import BlockDraft, Job, build_pyramid, commit_block, empty_block, fail_block, predict_block
 
 PORTION = 250
 """Most images of one block that are worked through together."""
@@ -95,6 +95,7 @@ def segment_image(shop: Shop, plan: Plan, final: Path) -> ImageResult:
     of which too much failed is not published; the next run tries it again.
     """
     ledger, work = shop.ledger, work_path(final, plan)
+    mosaic.sweep(final)
     published = final.exists()
     if published:
         mosaic.remove(mosaic.replaced(final))
@@ -108,12 +109,7 @@ def segment_image(shop: Shop, plan: Plan, final: Path) -> ImageResult:
         shop.progress.say(f"{plan.image.uri}: {len(plan.blocks) - len(kept)} of {len(plan.blocks)} blocks are made again")
         kept = _reopened(plan, final, work, kept)
     else:
-        records = ledger.blocks(plan.digest, PREDICT, BlockRecord) if work.exists() else {}
-        kept = {i: r for i, r in records.items() if not r.failed_px and mosaic.intact(work, r.shards)}
-        if not work.exists():
-            with mosaic.writing(work):
-                work.parent.mkdir(parents=True, exist_ok=True)
-            mosaic.create(work, plan)
+        kept = _unfinished(shop, plan, work)
     shop.progress.advance(sum(plan.blocks[index].core.pixels for index in kept))
     job = shop.job(plan, work)
     for record in _predict(shop, job, [block for block in plan.blocks if block.index not in kept]):
@@ -125,17 +121,43 @@ def segment_image(shop: Shop, plan: Plan, final: Path) -> ImageResult:
     result = summarise(plan, every, shop.config.faults.max_failed_fraction)
     if result.state == "failed":
         return result
-    for _, outcome in run_tasks(finish_mosaic, [(f"{plan.digest}-pyramid", (job,))], shop.workers, deadline="none"):
-        if outcome.error is not None:
-            raise outcome.error
+    coarse = _finish_pyramid(shop, job)
     parts.sweep(work)
+    finished = Finished(plan=plan, result=result, blocks=every, coarse=coarse)
     ledger.forget(plan.image.id, plan.digest)
-    publish(work, final, Finished(plan=plan, result=result, blocks=every), replace=published)
+    publish(work, final, finished, replace=published)
     with ledger.together():
         for record in every if published else ():
             ledger.put_block(plan.digest, PREDICT, record.block, record)
         ledger.put_image(plan.image.id, plan.digest, SEGMENT, result)
     return result
+
+
+def _unfinished(shop: Shop, plan: Plan, work: Path) -> dict[int, BlockRecord]:
+    """Block index -> record of what is done of an unfinished mosaic; lays out a new one if there is none to resume."""
+    if work.exists() and not mosaic.laid_out(work, plan):
+        shop.progress.say(f"{plan.image.uri}: {work.name} is not a sound unfinished mosaic; it is started again")
+        mosaic.remove(work)
+    if not work.exists():
+        with mosaic.writing(work):
+            work.parent.mkdir(parents=True, exist_ok=True)
+        mosaic.create(work, plan)
+        return {}
+    records = shop.ledger.blocks(plan.digest, PREDICT, BlockRecord)
+    return {i: r for i, r in records.items() if not r.failed_px and mosaic.intact(work, r.shards)}
+
+
+def _finish_pyramid(shop: Shop, job: Job) -> tuple[ShardRecord, ...]:
+    """Build the coarser levels that blocks did not write, on a worker; their files."""
+    if mosaic.own_levels(job.plan) == mosaic.levels(*job.plan.grid.shape):
+        return ()
+    for _, outcome in run_tasks(build_pyramid, [(f"{job.plan.digest}-pyramid", (job,))], shop.workers, deadline="none"):
+        if outcome.error is not None:
+            raise outcome.error
+        assert outcome.result is not None
+        shards, draft = outcome.result
+        mosaic.commit_pyramid(Path(job.store), job.plan, Path(draft))
+    return shards
 
 
 def _published(shop: Shop, plan: Plan, final: Path) -> tuple[ImageResult, dict[int, BlockRecord]]:
@@ -170,18 +192,20 @@ def _predict(shop: Shop, job: Job, todo: list[Block]) -> Iterator[BlockRecord]:
     yield from (empty_block(job.plan, block) for block in todo if not job.plan.holds_tissue(block.core))
     blocks = {f"{job.plan.digest}-{block.index}": block for block in todo if job.plan.holds_tissue(block.core)}
     tasks = [(key, (job, block)) for key, block in blocks.items()]
-    deadly: list[tuple[Block, Outcome[BlockRecord]]] = []
+    deadly: list[tuple[Block, Outcome[BlockDraft]]] = []
     for key, outcome in run_tasks(predict_block, tasks, shop.workers, faults.attempts, faults.deadline_s):
-        record, error = outcome.result, outcome.error
+        draft, error = outcome.result, outcome.error
         if isinstance(error, ChangedError):
             mosaic.remove(Path(job.store))
             raise error
-        if record is None and outcome.deaths:
+        if draft is None and outcome.deaths:
             deadly.append((blocks[key], outcome))
             continue
-        if record is None:
+        if draft is None:
             assert error is not None
             record = fail_block(job, blocks[key], cause(error))
+        else:
+            record = commit_block(job, draft)
         yield record.model_copy(update={"attempt": outcome.attempts, "deaths": outcome.deaths})
     for block, outcome in deadly:
         shop.progress.say(f"{job.plan.image.uri}: block {block.index} is tried in parts: {outcome.error}")

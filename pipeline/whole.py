@@ -1,4 +1,4 @@
-"""Images of one block in one call: laid out, predicted, finished, published and scored, where round trips would cost more."""
+"""Images of one block in one call: laid out, predicted, finished and scored, where round trips would cost more."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ import numpy as np
 from pipeline import mosaic
 from pipeline.alignment import TruthSpec
 from pipeline.errors import RunEndedError, explain
-from pipeline.finished import Finished, publish
 from pipeline.image import Frozen
 from pipeline.measures import Measures, edge_counts
 from pipeline.plan import Plan, read_as
-from pipeline.records import BlockRecord, ImageScore, score_task, sum_scores
+from pipeline.records import BlockRecord, ImageScore, ShardRecord, sum_scores
 from pipeline.report.contract import DRAWN, ImageResult
-from pipeline.work import Job, ScoreJob, finish_mosaic, predict_block, score_block
+from pipeline.work import Job, ScoreJob, commit_block, predict_block, score_block
 
 SMALL_PX = 1 << 20
 """Images of at most so many px may be worked on two at a time: what the second one needs does not show in a worker's memory."""
@@ -31,8 +30,7 @@ class WholeJob(Frozen):
     """An image that has no mask yet, finished or not."""
 
     job: Job
-    final: str
-    """Where the mask is published."""
+    """Its store is where the mask will be published: the call works in a folder of its own beside that."""
     truth: TruthSpec | None = None
     """Labels to score it with."""
     measures: Measures = Measures()
@@ -42,11 +40,16 @@ class WholeJob(Frozen):
 
 
 class Whole(Frozen):
-    """What became of it. What is missing here is for others to do, block by block: nothing is given up in one call."""
+    """Result of segmenting one small image in a single call, for the driver to publish. Fields are None for stages that must be
+    retried block by block."""
 
     result: ImageResult | None = None
-    """None where nothing was published."""
+    """None if there is no mask."""
+    store: str | None = None
+    """Folder of the finished mosaic, which no other call writes to; None if there is none."""
     blocks: tuple[BlockRecord, ...] = ()
+    coarse: tuple[ShardRecord, ...] = ()
+    """Files of the levels that no block's writer wrote."""
     score: ImageScore | None = None
     """None where it was not scored."""
     error: str | None = None
@@ -56,7 +59,7 @@ class Whole(Frozen):
 
 
 def do_whole(images: tuple[WholeJob, ...]) -> tuple[Whole, ...]:
-    """Each image from nothing to its published and scored mask; the failure of one is its own.
+    """Take each image from nothing to its scored mask, which the driver then publishes; the failure of one is its own.
 
     Small ones two at a time: while one is predicted, the other is opened, read or written.
     """
@@ -83,30 +86,33 @@ def _one(image: WholeJob) -> Whole:
 
 
 def _finished(image: WholeJob) -> Whole:
-    job, plan = image.job, image.job.plan
-    work, final = Path(job.store), Path(image.final)
+    final, plan = Path(image.job.store), image.job.plan
+    work = mosaic.draft_of(final)
     with mosaic.writing(work):
         work.parent.mkdir(parents=True, exist_ok=True)
     mosaic.create(work, plan)
-    records = tuple(predict_block(job, block) for block in plan.blocks)
-    result = summarise(plan, records, image.max_failed_fraction)
-    if result.state == "failed":
-        return Whole(error=result.error)
-    finish_mosaic(job)
-    score, error = _score(image)
-    scores = {} if score is None or image.truth is None else {score_task(image.truth.digest, image.measures): score}
-    finished = Finished(plan=plan, result=result, blocks=records, scores=scores)
-    publish(work, final, finished, fresh=True)
-    return Whole(result=result, blocks=records, score=score, error=error)
+    try:
+        job = image.job.model_copy(update={"store": str(work)})
+        records = tuple(commit_block(job, predict_block(job, block)) for block in plan.blocks)
+        result = summarise(plan, records, image.max_failed_fraction)
+        if result.state == "failed":
+            mosaic.remove(work)
+            return Whole(error=result.error)
+        coarse = mosaic.finish_pyramid(work, plan)
+        score, error = _score(image, job)
+    except BaseException:
+        mosaic.remove(work)
+        raise
+    return Whole(result=result, store=str(work), blocks=records, coarse=coarse, score=score, error=error)
 
 
-def _score(image: WholeJob) -> tuple[ImageScore | None, str | None]:
+def _score(image: WholeJob, job: Job) -> tuple[ImageScore | None, str | None]:
     """(the score of the mask that is about to be published, why there is none)."""
     if image.truth is None:
         return None, None
-    scoring = ScoreJob(store=image.job.store, mask=image.job.plan.mask, truth=image.truth, measures=image.measures)
+    scoring = ScoreJob(store=job.store, mask=job.plan.mask, truth=image.truth, measures=image.measures)
     try:
-        return sum_scores(score_block(scoring, block) for block in image.job.plan.blocks), None
+        return sum_scores(score_block(scoring, block) for block in job.plan.blocks), None
     except RunEndedError:
         raise
     except Exception as e:  # noqa: BLE001 - the mask is good, and its labels are looked at again by themselves

@@ -28,7 +28,7 @@ from pipeline.models import load_model
 from pipeline.models.batches import not_finite
 from pipeline.models.predictor import TileGroup
 from pipeline.plan import Plan
-from pipeline.records import CONFIDENCE_STEPS, BlockRecord, BlockScore, block_state
+from pipeline.records import CONFIDENCE_STEPS, BlockRecord, BlockScore, ShardRecord, block_state
 from pipeline.sources import Source, check_unchanged, open_source
 from pipeline.statistics import samples
 from pipeline.statistics.calibration import LEVELS
@@ -82,15 +82,35 @@ class CoreLabels:
     """How long a GPU computed; None without one."""
 
 
-def predict_block(job: Job, block: Block) -> BlockRecord:
-    """Predict every tile that speaks for the block's core, blend them, write the block's shard whole."""
+class BlockDraft(Frozen):
+    """A predicted block whose files are drafts: they count once the driver has committed them."""
+
+    record: BlockRecord
+    token: str
+    """In the names of the drafts."""
+
+
+def predict_block(job: Job, block: Block) -> BlockDraft:
+    """Predict every tile that contributes to the block's core, blend them, write the block's shards whole, as drafts."""
     started = time.perf_counter()
     plan = job.plan
     predictor = predictor_of(job)
     load_seconds = time.perf_counter() - started
     result = predict_core(plan, predictor, partial(open_source, plan.read), block.core)
     check_unchanged(plan.read.source)
-    return write_core(job, block, result, started).model_copy(update={"load_seconds": load_seconds})
+    shards, token = mosaic.draft_block(Path(job.store), plan, block.core, result.labels, result.confidence)
+    record = record_of(job, block, result, shards, started)
+    return BlockDraft(record=record.model_copy(update={"load_seconds": load_seconds}), token=token)
+
+
+def commit_block(job: Job, draft: BlockDraft) -> BlockRecord:
+    """Make a predicted block part of the mosaic, and return its record. StoreError if its files are not in this mosaic.
+
+    Only the driver does this, with the attempt that it accepts: a worker that was given up may go on writing drafts, and
+    changes nothing."""
+    core = job.plan.blocks[draft.record.block].core
+    mosaic.commit_block(Path(job.store), job.plan, core, draft.record.shards, draft.token)
+    return draft.record
 
 
 def empty_block(plan: Plan, block: Block) -> BlockRecord:
@@ -168,11 +188,11 @@ def _mask(job: ScoreJob, window: Window) -> NDArray[np.unsignedinteger]:
     return np.full(window.shape, codes.failed, codes.dtype)
 
 
-def finish_mosaic(job: Job) -> float:
-    """Build the pyramid of a mosaic whose blocks are all written; seconds taken."""
-    started = time.perf_counter()
-    mosaic.build_pyramid(Path(job.store), job.plan)
-    return time.perf_counter() - started
+def build_pyramid(job: Job) -> tuple[tuple[ShardRecord, ...], str] | None:
+    """Compute the coarser levels of a mosaic whose blocks are all committed, as a draft: (its files, its folder) for
+    `mosaic.commit_pyramid`; None if there are none that blocks did not write."""
+    built = mosaic.build_pyramid(Path(job.store), job.plan)
+    return None if built is None else (built[0], str(built[1]))
 
 
 def predict_core(plan: Plan, predictor: Predictor, open_: Callable[[], Source], core: Window) -> CoreLabels:
@@ -261,11 +281,16 @@ def _warm_up(plan: Plan, predictor: Predictor) -> None:
 
 
 def write_core(job: Job, block: Block, core: CoreLabels, started: float) -> BlockRecord:
-    """The record of a block, whose labels are in the mosaic now."""
+    """Write the labels of a block into the mosaic, in the driver itself, and return the block's record."""
+    shards = mosaic.write_block(Path(job.store), job.plan, block.core, core.labels, core.confidence)
+    return record_of(job, block, core, shards, started)
+
+
+def record_of(job: Job, block: Block, core: CoreLabels, shards: tuple[ShardRecord, ...], started: float) -> BlockRecord:
+    """The record of a block with these labels in these files."""
     from pipeline import kernels
 
     labels, codes, classes = core.labels, mask_codes(job.plan.classes), job.plan.classes
-    shards = mosaic.write_block(Path(job.store), job.plan, block.core, labels, core.confidence)
     pixels = np.zeros(codes.no_data + 1, np.int64)
     kernels.tally(labels.reshape(-1), pixels)
     failed, no_data = int(pixels[codes.failed]), int(pixels[codes.no_data])

@@ -13,9 +13,12 @@ from numpy.typing import NDArray
 from pipeline.card import ModelCard, read_card
 from pipeline.config import Config, load_config
 from pipeline.errors import ModelError
+from pipeline.grid import Block
 from pipeline.image import ImageSpec
 from pipeline.plan import Plan, plan_image
+from pipeline.records import BlockRecord
 from pipeline.sources import describe
+from pipeline.work import Job, commit_block, predict_block
 
 COLORS = ("#000000", "#E69F00", "#009E73", "#0072B2")
 NAMES = ("background", "low", "middle", "high")
@@ -67,6 +70,11 @@ def plan_of(image: Path, model: Path, folder: Path, *, memory: int = 4 << 30, **
     """The plan for one image with a model."""
     sections = {"model": {"path": str(model), "batch": 3}} | sections
     return plan_image(config(folder, **sections), ImageSpec(uri=str(image)), describe(str(image)), card_of(model), memory)
+
+
+def segment_block(job: Job, block: Block) -> BlockRecord:
+    """Predict a block into the mosaic of `job`, as a run does."""
+    return commit_block(job, predict_block(job, block))
 
 
 def card_of(model: Path) -> ModelCard:

@@ -201,7 +201,7 @@ def test_a_level_that_is_not_the_one_below_halved_is_found_whatever_its_checksum
         record.model_copy(update={"shards": tuple(written(mask, shard.path) for shard in record.shards)})
         for record in finished.blocks
     )
-    changed = finished.model_copy(update={"blocks": records, "coarse": mosaic.shards_above(mask, finished.plan)})
+    changed = finished.model_copy(update={"blocks": records, "coarse": tuple(written(mask, s.path) for s in finished.coarse)})
     write_record(mask, changed)
     with Ledger(archive / "out" / "ledger.sqlite") as ledger:
         for record in records:

@@ -22,8 +22,8 @@ from pipeline.report.past import Past, drift_words, drifts
 from pipeline.report.signals import InputCheck, confidence, model_facts, signals
 from pipeline.statistics.samples import BINS, Bins, apart, bins_of, count_samples, farthest, quantiles
 from pipeline.whole import summarise
-from pipeline.work import Job, predict_block
-from tests.making import card_of, plan_of, threshold_model
+from pipeline.work import Job
+from tests.making import card_of, plan_of, segment_block, threshold_model
 from tests.test_page import Text, image_of, report_of
 
 
@@ -110,7 +110,7 @@ def test_blocks_of_any_size_count_the_same_samples(raster: Callable[..., Path], 
     plan = plan_of(image, model, tmp_path, tiling=tiling)
     job = Job(plan=plan, store=str(tmp_path / "mask.zarr"))
     create(Path(job.store), plan)
-    found = summarise(plan, tuple(predict_block(job, b) for b in plan.blocks))
+    found = summarise(plan, tuple(segment_block(job, b) for b in plan.blocks))
 
     bins = bins_of(card_of(model))
     expected = count_samples(pixels, pixels[0] > 0, (0, 0), bins)

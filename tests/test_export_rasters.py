@@ -67,7 +67,7 @@ def store(tmp_path: Path, raster: Maker) -> Maker:
         mosaic.create(folder / "mask.zarr", plan)
         for block in plan.blocks:
             mosaic.write_block(folder / "mask.zarr", plan, block.core, labels[block.core.slices])
-        mosaic.build_pyramid(folder / "mask.zarr", plan)
+        mosaic.finish_pyramid(folder / "mask.zarr", plan)
         return folder / "mask.zarr"
 
     return make

@@ -25,7 +25,7 @@ from pipeline.night import LOCK, Morning, run_night
 from pipeline.records import PREDICT, BlockRecord
 from pipeline.report.contract import ImageResult
 from pipeline.survey import Division, division
-from pipeline.work import predict_block
+from pipeline.work import BlockDraft, predict_block
 from tests.conftest import write_raster
 from tests.making import config, threshold_model
 from tests.test_night import bytes_of, result
@@ -82,7 +82,7 @@ def predicted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """(stem, block) of every block that is predicted."""
     seen: list[tuple[str, int]] = []
 
-    def watched(job: Any, block: Any) -> BlockRecord:
+    def watched(job: Any, block: Any) -> BlockDraft:
         seen.append((job.plan.image.stem, block.index))
         return predict_block(job, block)
 
@@ -193,7 +193,7 @@ def test_an_image_that_changes_while_it_is_read_is_failed_and_done_anew_by_the_n
     other = write_raster(archive / "other.tif", np.full((HEIGHT, WIDTH), 7, np.uint8))
     calls: list[int] = []
 
-    def disturbed(job: Any, block: Any) -> BlockRecord:
+    def disturbed(job: Any, block: Any) -> BlockDraft:
         if job.plan.image.stem == "b":
             calls.append(block.index)
             if len(calls) == 4:
@@ -371,7 +371,7 @@ def holed(archive: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     samples[440:1030, 440:1030] = 200
     write_raster(archive / "scenes" / "b.tif", samples)
 
-    def failing(job: Any, block: Any) -> BlockRecord:
+    def failing(job: Any, block: Any) -> BlockDraft:
         if (job.plan.image.stem, block.index) == ("b", 4):
             raise ValueError("not tonight")
         return predict_block(job, block)

@@ -24,8 +24,8 @@ from pipeline.records import score_task, sum_scores
 from pipeline.sources import open_source
 from pipeline.truth import plan_labels
 from pipeline.whole import summarise
-from pipeline.work import Job, ScoreJob, predict_block, predict_core, score_block
-from tests.making import config, plan_of, threshold_model
+from pipeline.work import Job, ScoreJob, predict_core, score_block
+from tests.making import config, plan_of, segment_block, threshold_model
 from tests.test_boundary import scene, scipy_counts
 from tests.test_night import archive, night, result
 from tests.test_work import Surroundings
@@ -175,7 +175,7 @@ def test_a_pixelwise_model_never_disagrees(raster: Callable[..., Path], tmp_path
     plan = plan_of(raster(samples), threshold_model(tmp_path / "model", (60, 180)), tmp_path)
     store = tmp_path / "mask.zarr"
     mosaic.create(store, plan)
-    records = tuple(predict_block(Job(plan=plan, store=str(store)), block) for block in plan.blocks)
+    records = tuple(segment_block(Job(plan=plan, store=str(store)), block) for block in plan.blocks)
     curve = summarise(plan, records).edge_disagreement
     assert curve is not None
     assert (curve.tile, curve.overlap, curve.bin_px, len(curve.counts)) == (32, 8, 1, 16)

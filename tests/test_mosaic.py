@@ -53,7 +53,7 @@ def store(plan: Plan, labels: np.ndarray, tmp_path: Path) -> Path:
     mosaic.create(work, plan)
     for block in plan.blocks:
         mosaic.write_block(work, plan, block.core, labels[block.core.slices])
-    mosaic.build_pyramid(work, plan)
+    mosaic.finish_pyramid(work, plan)
     mosaic.publish(work, final)
     return final
 
@@ -223,7 +223,7 @@ def test_whoever_writes_a_level_it_is_the_one_below_halved(
     mosaic.create(store, plan)
     for part in plan.blocks:
         mosaic.write_block(store, plan, part.core, labels[part.core.slices])
-    mosaic.build_pyramid(store, plan)
+    mosaic.finish_pyramid(store, plan)
 
     assert mosaic.levels(*size) == 3 + (max(size) > 4096)
     for level in range(mosaic.levels(*size)):
@@ -239,12 +239,12 @@ def test_a_pyramid_is_built_over_what_was_left_of_another(raster: Callable[..., 
     mosaic.create(work, plan)
     for block in plan.blocks:
         mosaic.write_block(work, plan, block.core, np.ones(block.core.shape, np.uint8))
-    mosaic.build_pyramid(work, plan)
+    mosaic.finish_pyramid(work, plan)
     (torn,) = (work / "2" / "mask" / "c").glob("*/*")
     whole = torn.read_bytes()
     for damaged in (whole[:-3], whole[:5] + b"x" + whole[6:], b""):
         torn.write_bytes(damaged)
-        mosaic.build_pyramid(work, plan)
+        mosaic.finish_pyramid(work, plan)
         assert torn.read_bytes() == whole
 
 

@@ -16,8 +16,8 @@ from pipeline.alignment import plan_truth
 from pipeline.image import WorkingGrid
 from pipeline.overview import draw_overview, shrink
 from pipeline.truth import describe_truth
-from pipeline.work import Job, predict_block
-from tests.making import config, plan_of, threshold_model
+from pipeline.work import Job
+from tests.making import config, plan_of, segment_block, threshold_model
 
 
 @given(height=st.integers(1, 50_000), width=st.integers(1, 50_000), side=st.integers(64, 1000))
@@ -42,8 +42,8 @@ def test_the_pictures_show_what_is_where(raster: Callable[..., Path], tmp_path: 
     store = tmp_path / "mask.zarr"
     mosaic.create(store, plan)
     for block in plan.blocks:
-        predict_block(Job(plan=plan, store=str(store)), block)
-    mosaic.build_pyramid(store, plan)
+        segment_block(Job(plan=plan, store=str(store)), block)
+    mosaic.finish_pyramid(store, plan)
     spec = plan_truth(config(tmp_path).truth, describe_truth(str(labels)), plan.mask)
 
     names = draw_overview(plan, str(store), spec, str(tmp_path / "run"), 160)

@@ -20,8 +20,8 @@ from pipeline.models import load_model
 from pipeline.models.predictor import Predictor
 from pipeline.plan import Plan
 from pipeline.sources import Pixels, open_source
-from pipeline.work import Job, fail_block, predict_block, predict_core
-from tests.making import plan_of, threshold_model
+from pipeline.work import Job, fail_block, predict_core
+from tests.making import plan_of, segment_block, threshold_model
 
 
 class Surroundings(Predictor):
@@ -163,7 +163,7 @@ def test_a_record_accounts_for_every_pixel(raster: Callable[..., Path], tmp_path
     samples = np.random.default_rng(0).integers(0, 256, (100, 90), np.uint8)
     plan = plan_of(raster(samples, nodata=0), threshold_model(tmp_path / "model"), tmp_path)
     mosaic.create(tmp_path / "mask.zarr", plan)
-    record = predict_block(Job(plan=plan, store=str(tmp_path / "mask.zarr")), plan.blocks[0])
+    record = segment_block(Job(plan=plan, store=str(tmp_path / "mask.zarr")), plan.blocks[0])
     assert sum(record.class_px) + record.failed_px + record.no_data_px == 9000
     assert record.class_px[1] == (samples >= 100).sum()
 
@@ -173,7 +173,7 @@ def test_confidence_is_stored_where_asked_for(raster: Callable[..., Path], tmp_p
         raster(np.full((50, 50), 200, np.uint8)), threshold_model(tmp_path / "model"), tmp_path, tiling={"store_confidence": True}
     )
     mosaic.create(tmp_path / "mask.zarr", plan)
-    predict_block(Job(plan=plan, store=str(tmp_path / "mask.zarr")), plan.blocks[0])
+    segment_block(Job(plan=plan, store=str(tmp_path / "mask.zarr")), plan.blocks[0])
     assert (mosaic.read(tmp_path / "mask.zarr", Window(0, 0, 50, 50), name="confidence") == 255).all()
 
 

@@ -57,8 +57,8 @@ def peer(script: str, image: Path, model: Path, threads: int, repeats: int, more
 
 
 def levels_share(image: Path, model: Path, folder: Path, seconds: float, workers: int) -> float:
-    """Seconds for pyramid and publishing as a share of a whole run's: they are written beside level 0, so that here they are
-    written again, block by block, from labels like those of the run. Workers write theirs side by side; the end is alone."""
+    """Seconds for pyramid and publishing as a share of a whole run's: coarser levels are written beside level 0, so they are
+    written again here, block by block, from labels like those of the run. Workers write theirs side by side; the end is alone."""
     plan = plan_of(image, model, folder, memory=8 << 30)
     labels = np.kron(np.random.default_rng(0).integers(0, 5, (300, 300), np.uint8), np.ones((32, 32), np.uint8))
     times = []
@@ -69,10 +69,11 @@ def levels_share(image: Path, model: Path, folder: Path, seconds: float, workers
         for block in plan.blocks:
             own = labels[: block.core.height, : block.core.width]
             started = time.perf_counter()
-            mosaic.write_levels(work, plan, block.core, own)
+            shards = mosaic.draft_levels(work, plan, block.core, own, "levels")
+            mosaic.commit_block(work, plan, block.core, tuple(shard for shard in shards if shard is not None), "levels")
             spent += time.perf_counter() - started
         started = time.perf_counter()
-        mosaic.build_pyramid(work, plan)
+        mosaic.finish_pyramid(work, plan)
         mosaic.publish(work, final)
         times.append(spent / min(workers, len(plan.blocks)) + time.perf_counter() - started)
     return median(times) / seconds

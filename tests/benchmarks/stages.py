@@ -93,7 +93,9 @@ def main() -> None:
             path = folder / f"{next(stores)}.zarr"
             mosaic.create(path, plan)
             started.append(time.process_time())
-            mosaic.write_levels(path, plan, core, smooth) if levels else mosaic._write_shard(path, plan, 0, core, smooth, "mask")
+            mosaic.draft_levels(path, plan, core, smooth, "levels") if levels else mosaic.draft_shard(
+                path, plan, 0, core, smooth, "mask", "0"
+            )
 
         def whole() -> None:
             predict_core(plan, predictor, partial(open_source, plan.read), core)
