@@ -195,7 +195,7 @@ def _each_image(night: Night) -> list[ImageResult]:
     try:
         for index, portion in enumerate(portions):
             if index >= at_once:
-                futures[index - at_once].wait()
+                futures[index - at_once].result()  # raises what ended it: waiting alone would start all the others first
             futures.append(images.submit(index, _name(portion)))
         return [result for future in futures for result in future.result()]
     except BaseException:

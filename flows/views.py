@@ -55,8 +55,9 @@ def show_survey(survey: Survey, *, as_json: bool) -> None:
     disk = sum(p.plan.disk_bytes for p in survey.planned)
     most = max((p.plan.memory.total for p in survey.planned), default=0)
     OUT.print(
-        f"{len(survey.planned)} images, {survey.pixels / 1e6:,.1f} Mpx; a worker needs {most / MIB:,.0f} MiB of the "
-        f"{survey.memory_bytes / MIB:,.0f} MiB it may take; masks take {disk / MIB:,.0f} MiB at most, before compression"
+        f"{len(survey.planned)} images, {survey.pixels / 1e6:,.1f} Mpx; a worker{_at_once(survey)} needs {most / MIB:,.0f} MiB "
+        f"of the {survey.budget.memory_bytes / MIB:,.0f} MiB it may take{_on_gpu(survey)}; "
+        f"masks take {disk / MIB:,.0f} MiB at most, before compression"
     )
     expected, free = survey.missing_bytes, free_bytes(survey.config.output)
     OUT.print(f"masks still to be made: about {expected / MIB:,.0f} MiB, of {free / MIB:,.0f} MiB free")
@@ -67,6 +68,19 @@ def show_survey(survey: Survey, *, as_json: bool) -> None:
     for p in survey.planned:
         if p.truth_error:
             OUT.print(f"[red]cannot be scored[/red] {p.plan.image.uri}\n  {_plain(p.truth_error)}")
+
+
+def _at_once(survey: Survey) -> str:
+    blocks = survey.budget.blocks_at_once
+    return f" with {blocks} blocks at a time" if blocks > 1 else ""
+
+
+def _on_gpu(survey: Survey) -> str:
+    """What the most demanding image takes of a worker's GPU, where that is planned."""
+    most = max((p.plan.memory.gpu for p in survey.planned), default=0)
+    if survey.budget.gpu_bytes is None or not most:
+        return ""
+    return f", and {most / MIB:,.0f} of {survey.budget.gpu_bytes / MIB:,.0f} MiB of its GPU"
 
 
 def _slide_text(plan: Plan) -> str | None:
@@ -113,6 +127,7 @@ def _survey_facts(survey: Survey) -> dict[str, Any]:
             "blocks": len(p.plan.blocks),
             "block_shape": list(p.plan.block_shape),
             "memory_bytes": p.plan.memory.total,
+            "gpu_bytes": p.plan.memory.gpu,
             "disk_bytes": p.plan.disk_bytes,
             "digest": p.plan.digest,
             "truth": None if p.truth is None else p.truth.source.uri,

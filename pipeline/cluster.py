@@ -12,12 +12,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pipeline.config import ClassCluster, ClusterConfig, LocalCluster, RemoteCluster, SerialCluster
-from pipeline.dispatch import Outcome, Workers, run_tasks
+from pipeline.dispatch import Outcome, Window, Workers, run_tasks
 from pipeline.errors import ClusterError, ConfigError
-from pipeline.models import cuda_devices
+from pipeline.models import cuda_devices, cuda_memory
+from pipeline.plan import Budget
 from pipeline.stop import Stop, stopping_on_signals
 
-__all__ = ["Outcome", "Stop", "Workers", "local_workers", "memory_per_worker", "open_workers", "run_tasks", "stopping_on_signals"]
+__all__ = ["Outcome", "Stop", "Workers", "local_workers", "open_workers", "run_tasks", "stopping_on_signals", "worker_budget"]
 
 MIB = 1024**2
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(512 * MIB), "MALLOC_MMAP_THRESHOLD_": str(32 * MIB)}
@@ -34,6 +35,27 @@ def memory_per_worker(config: ClusterConfig) -> int:
 
     workers = local_workers(config)[0] if isinstance(config, LocalCluster) else 1
     return int(psutil.virtual_memory().total * 0.8 / workers)
+
+
+def worker_budget(config: ClusterConfig, device: str) -> Budget:
+    """What one worker may take with the model on `device`, known before any is started."""
+    return Budget(memory_per_worker(config), blocks_at_once(config), _gpu_bytes(config, device))
+
+
+def blocks_at_once(config: ClusterConfig) -> int:
+    """Blocks that a worker has at work at a time."""
+    if isinstance(config, SerialCluster):
+        return 1
+    return config.blocks_at_once or (2 if cuda_devices() else 1)
+
+
+def _gpu_bytes(config: ClusterConfig, device: str) -> int | None:
+    """Memory of a worker's GPU that a plan may use; None without one, or if it is not known."""
+    if device in ("cpu", "mps"):
+        return None
+    if isinstance(config, RemoteCluster | ClassCluster):
+        return None if config.gpu_memory_gib is None else int(config.gpu_memory_gib * 1024 * MIB)
+    return cuda_memory() if cuda_devices() else None
 
 
 def local_workers(config: LocalCluster) -> tuple[int, int]:
@@ -66,7 +88,9 @@ def open_workers(config: ClusterConfig) -> Iterator[Workers]:
                 words = f"{count} local worker{'s' * (count > 1)}"
             elif isinstance(config, RemoteCluster):
                 client = stack.enter_context(_remote_client(config))
-                count, threads = max(1, len(client.scheduler_info()["workers"])), config.threads or 1
+                found = client.nthreads()
+                count, own = max(1, len(found)), min(found.values(), default=1)
+                threads = config.threads or max(1, own // config.blocks_at_once)
                 words = f"{count} worker{'s' * (count > 1)} of {config.address or config.scheduler_file}"
             else:
                 cluster = stack.enter_context(_class_cluster(config))
@@ -75,7 +99,7 @@ def open_workers(config: ClusterConfig) -> Iterator[Workers]:
                 words = f"{count} workers of {config.cls}"
         except (OSError, RuntimeError, TypeError, ValueError) as e:
             raise ClusterError(f"no workers: {type(e).__name__}: {e}. Check the section cluster of the configuration") from e
-        workers = Workers(client, count, threads, memory, words)
+        workers = Workers(client, count, threads, memory, words, window=Window(blocks_at_once(config)))
         workers.watch.listen(client)
         yield workers
 
@@ -106,7 +130,7 @@ def _local_cluster(config: LocalCluster, count: int, memory: int) -> Any:
 
     gpus = cuda_devices()
     options = {
-        "nthreads": 2 if gpus else 1,
+        "nthreads": blocks_at_once(config),
         "memory_limit": memory,
         "host": "127.0.0.1",
         "dashboard": False,

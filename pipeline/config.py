@@ -237,6 +237,9 @@ class LocalCluster(Section):
     type: Literal["local"] = "local"
     workers: int | None = Field(default=None, ge=1)
     """Processes; default: one per GPU, else one per four cores."""
+    blocks_at_once: int | None = Field(default=None, ge=1, le=64)
+    """Blocks that a worker has at work at a time; `plan` counts the memory of so many. Default: 2 with a GPU, so that one is read
+    while another is computed, else 1."""
     threads: int | None = Field(default=None, ge=1)
     """Threads of the model's arithmetic in each worker; default: the cores divided by the workers."""
     memory_gib: float = Field(default=0, ge=0)
@@ -261,10 +264,14 @@ class RemoteCluster(Section):
     """Its private key."""
     insecure: bool = False
     """Allow plain TCP to another host: anyone on the way can run code on the workers."""
+    blocks_at_once: int = Field(default=1, ge=1, le=64)
+    """Blocks that a worker has at work at a time, whatever threads Dask gives it; `plan` counts the memory of so many."""
     threads: int | None = Field(default=None, ge=1)
-    """Threads of the model's arithmetic in each worker; default: 1."""
+    """Threads of the model's arithmetic in each worker; default: those that Dask gives it, shared by its blocks at work."""
     memory_gib: float = Field(default=4, gt=0)
     """Memory of one worker; `plan` holds images against it."""
+    gpu_memory_gib: float | None = Field(default=None, gt=0)
+    """Memory of a worker's GPU, which `plan` then holds images against too."""
 
     @model_validator(mode="after")
     def _one_way_in(self) -> RemoteCluster:
@@ -290,10 +297,14 @@ class ClassCluster(Section):
     """Adaptive: at least so many workers; default: 0."""
     maximum: int | None = Field(default=None, ge=1)
     """Adaptive: at most so many."""
+    blocks_at_once: int = Field(default=1, ge=1, le=64)
+    """Blocks that a worker has at work at a time, whatever threads Dask gives it; `plan` counts the memory of so many."""
     threads: int | None = Field(default=None, ge=1)
     """Threads of the model's arithmetic in each worker; default: 1, whatever `arguments` say."""
     memory_gib: float = Field(default=4, gt=0)
     """Memory of one worker, which `plan` holds images against; `arguments` are not read for it."""
+    gpu_memory_gib: float | None = Field(default=None, gt=0)
+    """Memory of a worker's GPU, which `plan` then holds images against too."""
 
     @model_validator(mode="after")
     def _fixed_or_adaptive(self) -> ClassCluster:

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from queue import Empty, SimpleQueue
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from pipeline.errors import ClusterError, GigamaskError, RunEndedError
 from pipeline.stop import GO_ON, Stop
@@ -34,32 +35,35 @@ class TaskLostError(GigamaskError):
 
 
 class Window:
-    """How many tasks may be in flight: twice as many as the workers have threads, over all calls of `run_tasks` together.
+    """How many tasks may be in flight: twice as many as the workers can have at work, over all calls of `run_tasks` together.
 
     Each of these calls may have one in any case, so that no image stands still while others fill the window.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, slots: int | None = None) -> None:
+        """`slots`: calls that one worker has at work at a time, whatever threads Dask gives it; None: one a thread."""
+        self.slots = slots
         self._lock = threading.Lock()
-        self._taken = self._threads = 0
+        self._taken = self._capacity = 0
         self._asked = -math.inf
         self._refused: dict[SimpleQueue[Any], None] = {}
 
-    def threads(self, client: Any) -> int:
-        """Threads of all workers. The scheduler is asked every few seconds, not for every task."""
+    def capacity(self, client: Any) -> int:
+        """Calls that all workers can have at work. The scheduler is asked every few seconds, not for every task."""
         with self._lock:
             if time.monotonic() - self._asked >= LOOK_SECONDS / 2:
                 with _scheduler(client):
-                    self._threads = sum(client.nthreads().values())
+                    threads = client.nthreads().values()
+                self._capacity = sum(n if self.slots is None else min(n, self.slots) for n in threads)
                 self._asked = time.monotonic()
-            return self._threads
+            return self._capacity
 
     def take(self, client: Any, first: bool, bell: SimpleQueue[Any]) -> bool:
         """Take the place of one task, if there is one; for the `first` of a call there always is.
 
         Otherwise None comes into `bell` when there may be one again.
         """
-        self.threads(client)
+        self.capacity(client)
         with self._lock:
             free = first or self._free() > 0
             self._taken += free
@@ -85,7 +89,7 @@ class Window:
             self._refused.pop(bell, None)
 
     def _free(self) -> int:
-        return 2 * max(1, self._threads) - self._taken
+        return 2 * max(1, self._capacity) - self._taken
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,7 @@ class Workers:
     description: str
     """In words, for the report."""
     window: Window = field(default_factory=Window)
-    """Places of the tasks in flight."""
+    """Slots of the tasks in flight."""
     watch: Watch = field(default_factory=Watch)
     """What executes where, and how workers ended."""
     pace: Pace = field(default_factory=Pace)
@@ -134,16 +138,16 @@ def run_tasks[Result](
 ) -> Iterator[tuple[str, Outcome[Result]]]:
     """Call `function(*arguments)` for every (key, arguments), and yield (key, outcome) as they finish.
 
-    Retries belong to this driver: a task is tried up to `attempts` times, the attempt in its Dask key. It has been tried where
-    the call raised, where its worker died of it or of something else meanwhile, and where it executed for longer than `deadline`:
-    that worker is restarted. Tasks that only waited at a lost worker are sent again, and have lost nothing. In this process
-    nothing can be interrupted, and no deadline is kept.
+    Dask keys name the run, as other runs may share the scheduler, and the attempt. Retries belong to this driver: a task is tried
+    up to `attempts` times. It has been tried where the call raised, where its worker died of it or of something else meanwhile,
+    and where it executed for longer than `deadline`: that worker is restarted. Tasks that only waited at a lost worker are sent
+    again, and have lost nothing. In this process nothing can be interrupted, and no deadline is kept.
 
     How many are in flight is up to `workers.window`; futures are released at once, and so are those of a caller who stops early.
 
     Raises RunEndedError where the run cannot go on: one that a task raised, ClusterError where scheduler or workers are lost, and
     InterruptedRunError after `workers.stop` was asked for and what executed has ended, or had its time. Outcomes that came until
-    then are yielded before.
+    then are yielded before. What ends one call ends all others of the same `workers`.
     """
     if workers.client is None:
         return _run_here(function, tasks, workers.stop, attempts)
@@ -154,6 +158,7 @@ def _run_here[Result](
     function: Callable[..., Result], tasks: Iterable[tuple[str, tuple[Any, ...]]], stop: Stop, attempts: int
 ) -> Iterator[tuple[str, Outcome[Result]]]:
     for key, arguments in tasks:
+        stop.check()
         if stop.asked:
             raise stop.error(0)
         yield key, _here(function, arguments, attempts)
@@ -195,13 +200,51 @@ class _Call:
         return self._made
 
 
-def _execute(topic: str, key: str, suspect: bool, call: bytes) -> Any:
-    """What workers do: tell the driver's Watch that the task is begun, then unpickle the call and make it. One that is suspected
-    of a death waits until the scheduler has that word, and what the worker had told before: it may be the last."""
+class _Slots:
+    """How many calls a worker has at work: its memory is planned for so many, while Dask starts one in each of its threads."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._taken = 0
+
+    @contextmanager
+    def one(self, slots: int | None) -> Iterator[None]:
+        """Wait until fewer than `slots` calls are at work, and be one of them."""
+        with self._changed:
+            self._changed.wait_for(lambda: slots is None or self._taken < slots)
+            self._taken += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken -= 1
+                self._changed.notify_all()
+
+
+_SLOTS: WeakKeyDictionary[Any, _Slots] = WeakKeyDictionary()
+"""Of each worker in this process."""
+_MAKING_SLOTS = threading.Lock()
+
+
+def _execute(topic: str, key: str, slots: int | None, suspect: bool, call: bytes) -> Any:
+    """What workers do: wait for a slot, report the start to the driver's Watch, unpickle the call and make it."""
     from distributed import get_worker
-    from distributed.utils import sync
 
     worker = get_worker()
+    with _MAKING_SLOTS:
+        own = _SLOTS.setdefault(worker, _Slots())
+    with own.one(slots):
+        state = worker.state.tasks.get(key)
+        if state is None or state.state == "cancelled":
+            return None  # while it waited for a slot, the driver has let go of it
+        return _call(worker, topic, key, suspect, call)
+
+
+def _call(worker: Any, topic: str, key: str, suspect: bool, call: bytes) -> Any:
+    """Report the start and make the call. One that is suspected of a death waits until the scheduler has the report, and what the
+    worker reported before: it may be the last."""
+    from distributed.utils import sync
+
     news = {"key": key, "pid": os.getpid(), "host": socket.gethostname()}
     if suspect:
         sync(worker.loop, worker.scheduler.log_event, topic=topic, msg={**news, "worker": worker.address})
@@ -281,6 +324,7 @@ class _Dispatch[Result]:
     def outcomes(self) -> Iterator[tuple[str, Outcome[Result]]]:
         """(key, outcome) of every task, as they end."""
         try:
+            self._stop.check()
             self._send()
             while (self._running or (self._again and not self._stop.asked)) and not self._stop.overdue:
                 outcomes, end = self._settle(self._wait())
@@ -289,9 +333,13 @@ class _Dispatch[Result]:
                 yield from outcomes
                 if end is not None:
                     raise end
+                self._stop.check()
             dropped = len(self._running) + len(self._again)
             if self._stop.asked and (dropped or not self._listed):
                 raise self._stop.error(dropped)
+        except RunEndedError as e:
+            self._stop.end(e)
+            raise
         finally:
             self._let_go()
 
@@ -319,10 +367,10 @@ class _Dispatch[Result]:
     def _map(self, tries: list[_Try]) -> None:
         from distributed.protocol.pickle import dumps
 
-        name, topic = self._function.__name__, self._watch.topic
+        name, topic, slots = f"{self._function.__name__}-{self._watch.run}", self._watch.topic, self._window.slots
         keys = [f"{name}-{one.key}-{one.attempt}" + f".{one.sent}" * (one.sent > one.attempt) for one in tries]
         calls = [
-            dumps(_Call(_execute, topic, key, one.suspect is not None, dumps((self._function, one.arguments))))
+            dumps(_Call(_execute, topic, key, slots, one.suspect is not None, dumps((self._function, one.arguments))))
             for key, one in zip(keys, tries, strict=True)
         ]
         with _scheduler(self._client):
@@ -412,7 +460,7 @@ class _Dispatch[Result]:
         future.release()
 
     def _look_for_workers(self, *, seen: bool) -> None:
-        if self._window.threads(self._client) or seen:
+        if self._window.capacity(self._client) or seen:
             self._seen_workers = time.monotonic()
         elif time.monotonic() - self._seen_workers > WITHOUT_WORKERS_SECONDS:
             raise ClusterError(

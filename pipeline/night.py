@@ -16,7 +16,7 @@ from pipeline.card import background, digest_of
 from pipeline.changes import Seen, compare, earlier, keep_seen, look, same
 from pipeline.cluster import Workers, open_workers, run_tasks, stopping_on_signals
 from pipeline.config import Config
-from pipeline.errors import GigamaskError, OutputError, PlanError
+from pipeline.errors import GigamaskError, OutputError, PlanError, RunEndedError
 from pipeline.image import Frozen, ImageSpec
 from pipeline.ledger import Ledger
 from pipeline.lock import holding
@@ -74,8 +74,14 @@ class Night:
         return portions([p for p in self.survey.planned if not self._waits(p.plan.image)])
 
     def process(self, portion: list[Planned]) -> list[ImageResult]:
-        """Segment and score the images of one portion."""
-        return process_images(self.shop, portion)
+        """Segment and score the images of one portion. Raises RunEndedError at once if another portion has ended the run."""
+        stop = self.shop.workers.stop
+        stop.check()
+        try:
+            return process_images(self.shop, portion)
+        except RunEndedError as e:
+            stop.end(e)
+            raise
 
     def others(self) -> list[ImageResult]:
         """What becomes of the images that no portion holds."""
@@ -119,7 +125,7 @@ def open_night(
     where a gate is about no class of the model: nothing was started then. A run that breaks off is noted as such in the ledger.
     """
     started = dt.datetime.now(dt.UTC)
-    run_id = f"{started:%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
+    run_id = f"{started:%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
     with ExitStack() as stack:
         found = survey(config, part, keep=True)
         if not found.planned and part is None:
@@ -189,13 +195,23 @@ def run_night(config: Config, progress: Progress, command: str, part: Division |
 
 
 def for_each[Item, Result](workers: Workers, process: Callable[[Item], Result], items: list[Item]) -> list[Result]:
-    """`process` every item; as many at a time as keep all workers busy, so that images do not wait for each other."""
+    """`process` every item; as many at a time as keep all workers busy, so that images do not wait for each other.
+
+    Raises the first error at once, whichever item it comes from, and starts no other item.
+    """
     if workers.client is None:
         return [process(item) for item in items]
-    from concurrent.futures import ThreadPoolExecutor
+    from concurrent.futures import ThreadPoolExecutor, as_completed
 
     with ThreadPoolExecutor(workers.count + 1) as pool:
-        return list(pool.map(process, items))
+        futures = [pool.submit(process, item) for item in items]
+        try:
+            for future in as_completed(futures):
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+        return [future.result() for future in futures]
 
 
 def software() -> dict[str, str]:

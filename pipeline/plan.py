@@ -36,6 +36,8 @@ SLIDE_CACHE_BYTES = 64 * MIB
 SLIDE_STRIP_BYTES = 150 * MIB
 """The library, and what is on its way from it: 4 Mpx of four bytes as it has them, as Pillow does, and laid on the background
 (measured)."""
+CUDA_BYTES = 600 * MIB
+"""What the driver, cuDNN and cuBLAS take of a GPU's memory (an allowance: not measured here)."""
 GROUPS = 6
 """Groups of tiles, of at most `batch` each, that are cut ahead of the model or wait to be blended."""
 
@@ -76,6 +78,10 @@ class Plan(Frozen):
     store_confidence: bool
     compiled: bool = False
     """Whether torch.compile makes the network into a program for the tile's shape."""
+    blocks_at_once: int = 1
+    """Blocks that a worker has at work at a time; for its memory only."""
+    on_gpu: bool = False
+    """Whether the model runs on a GPU whose memory is planned; for memory only."""
     tissue: TissueMap | None = None
     """Where tissue was found: all else is no data; None where it was not looked for."""
     area: TruthSpec | None = None
@@ -189,9 +195,21 @@ class Plan(Frozen):
         return int(self.grid.height * self.grid.width * (4 / 3 * size * labels + self.store_confidence * confidence))
 
 
+@dataclass(frozen=True)
+class Budget:
+    """What a worker may take: plans are made for it, and workers keep to it."""
+
+    memory_bytes: int
+    """Memory of its process."""
+    blocks_at_once: int = 1
+    """Blocks that it has at work at a time, whatever threads Dask gives it."""
+    gpu_bytes: int | None = None
+    """Memory of its GPU; None if it has none, or if that is not known."""
+
+
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Peak memory of a worker in bytes, by cause."""
+    """Peak memory of a worker in bytes, by cause, for all the blocks that it has at work."""
 
     process: int
     """Interpreter and libraries."""
@@ -202,11 +220,13 @@ class Memory:
     blending: int
     """Score sums of one strip of tiles, and the outputs that wait for them."""
     labels: int
-    """The block's labels, its coarser levels, and their copy while they are compressed."""
+    """The blocks' labels, their coarser levels, and their copies while they are compressed."""
+    gpu: int = 0
+    """On the GPU, beside all this: weights, one forward pass, and of each block its strip of sums and tiles on their way."""
 
     @property
     def total(self) -> int:
-        """Sum of the parts."""
+        """Memory of the process: the sum of the parts, without the GPU's."""
         return self.process + self.model + self.reading + self.blending + self.labels
 
 
@@ -223,7 +243,10 @@ def gdal_cache_bytes(source: SourceInfo) -> int:
 
 
 def peak_memory(plan: Plan, block_shape: tuple[int, int]) -> Memory:
-    """Peak memory of one worker that predicts `plan` in blocks of `block_shape`: a function of the block, not of the image."""
+    """Peak memory of one worker that predicts `plan` in blocks of `block_shape`: a function of the block, not of the image.
+
+    Blocks at work together share the process, the weights and the forward passes; all else each has of its own.
+    """
     read, card, grid, tile, batch = plan.read, plan.card, plan.grid, plan.tile, plan.batch
     bands, itemsize = len(read.bands), np.dtype(read.source.dtype).itemsize
     height, width = min(block_shape[0], grid.height), min(block_shape[1], grid.width)
@@ -232,13 +255,27 @@ def peak_memory(plan: Plan, block_shape: tuple[int, int]) -> Memory:
     native_strip = 0 if grid.as_stored else int(tile * grid.step_row * span * grid.step_col * (bands * (itemsize + 8) + 5))
     scores, label = len(card.classes) * 4, np.dtype(mask_codes(plan.classes).dtype).itemsize
     turned = 0 if plan.flips == 1 else 4 * bands + 2 * scores
+    passes = batch * (card.activation_bytes(tile) + tile * tile * (4 * bands + turned))
+    blending = min(tile, height) * width * scores + (batch + 2) * tile * tile * scores
+    cut = GROUPS * batch * tile * tile * (bands * itemsize + 1)
+    at_once = plan.blocks_at_once
     return Memory(
         process=PROCESS_BYTES + (0 if card.adapter == "threshold" else TORCH_BYTES),
-        model=2 * card.weights_bytes + batch * (card.activation_bytes(tile) + tile * tile * (4 * bands + turned)),
-        reading=2 * strip + native_strip + reader_bytes(read.source) + GROUPS * batch * tile * tile * (bands * itemsize + 1),
-        blending=min(tile, height) * width * scores + (batch + 2) * tile * tile * scores,
-        labels=int(height * width * (label * (2 + 1 / 3) + 2 * plan.store_confidence)),
+        model=2 * card.weights_bytes + (0 if plan.on_gpu else passes),
+        reading=at_once * (2 * strip + native_strip + reader_bytes(read.source) + cut),
+        blending=0 if plan.on_gpu else at_once * blending,
+        labels=at_once * int(height * width * (label * (2 + 1 / 3) + 2 * plan.store_confidence)),
+        gpu=CUDA_BYTES + card.weights_bytes + passes + at_once * _on_gpu(plan, min(tile, height) * width) if plan.on_gpu else 0,
     )
+
+
+def _on_gpu(plan: Plan, strip_px: int) -> int:
+    """Bytes on the GPU of one block alone: the sums of its strip, what their labels are found with, and three groups of tiles
+    with their outputs."""
+    scores = len(plan.card.classes) * 4
+    samples = len(plan.read.bands) * np.dtype(plan.read.source.dtype).itemsize + 1
+    labelling = 9 + 16 * plan.store_confidence  # int64 winners and their codes; confidence and weights in float32
+    return strip_px * (scores + labelling) + (3 * plan.batch * (samples + scores) + 3 * scores) * plan.tile * plan.tile
 
 
 def tiles_over_blocks(lattice: Lattice, block_shape: tuple[int, int]) -> int:
@@ -266,6 +303,7 @@ def choose_block_shape(
     requested: int | Literal["auto"],
     memory: Callable[[tuple[int, int]], int],
     budget: int,
+    fits: Callable[[tuple[int, int]], bool] = lambda _: True,
 ) -> tuple[int, int]:
     """Block shape (height, width) in px, whole chunks: the most blocks of LEAST_TILES whose redundant work stays within the
     target.
@@ -273,8 +311,8 @@ def choose_block_shape(
     Many blocks share an image among workers and lose little when one fails; each border costs the tiles across it. With
     blocks that end where tiles begin, that is one row or column of tiles a border.
 
-    Where memory (`memory(shape)` above `budget` bytes) forces smaller blocks than the target allows, the least redundant
-    that fit. PlanError with the numbers where nothing fits.
+    Where memory (`memory(shape)` above `budget` bytes, or not `fits(shape)`) forces smaller blocks than the target allows, the
+    least redundant that fit. PlanError with the numbers where nothing fits.
     """
     if requested != "auto":
         side = ceil(requested / chunk) * chunk
@@ -284,7 +322,7 @@ def choose_block_shape(
         unit = unit if unit <= 4096 else chunk
         options = [(h, w) for h in _block_sides(lattice.height, unit) for w in _block_sides(lattice.width, unit)]
     need = {shape: memory(shape) for shape in options}
-    fitting = [shape for shape in options if need[shape] <= budget]
+    fitting = [shape for shape in options if need[shape] <= budget and fits(shape)]
     if not fitting:
         least = min(options, key=lambda shape: need[shape])
         raise PlanError(
@@ -340,8 +378,8 @@ def read_as(plan: Plan) -> str | None:
     return "; ".join(told)
 
 
-def plan_image(config: Config, image: ImageSpec, source: SourceInfo, card: ModelCard, memory_bytes: int) -> Plan:
-    """The plan for one image on workers of `memory_bytes`; PlanError with both sides where something does not fit."""
+def plan_image(config: Config, image: ImageSpec, source: SourceInfo, card: ModelCard, budget: Budget) -> Plan:
+    """The plan for one image on workers of this budget; PlanError with both sides where something does not fit."""
     if source.dtype != card.dtype:
         raise PlanError(
             f"model {card.name!r} was trained on {card.dtype} samples, {source.uri} has {source.dtype}: its scaling would be "
@@ -353,13 +391,13 @@ def plan_image(config: Config, image: ImageSpec, source: SourceInfo, card: Model
     srgb = source.has_icc_profile and config.archive.icc == "srgb"
     read = ReadSpec(source=source, bands=bands, valid_from=valid_from, nodata=nodata, grid=grid, srgb=srgb)
     drafts = [
-        (_draft(config, image, read, card, tile, overlap), seconds)
+        (_draft(config, image, read, card, tile, overlap, budget), seconds)
         for tile, overlap, seconds in tile_options(config.tiling, card, grid)
     ]
-    return _cheapest(drafts, config.tiling.block, memory_bytes)
+    return _cheapest(drafts, config.tiling.block, budget)
 
 
-def _draft(config: Config, image: ImageSpec, read: ReadSpec, card: ModelCard, tile: int, overlap: int) -> Plan:
+def _draft(config: Config, image: ImageSpec, read: ReadSpec, card: ModelCard, tile: int, overlap: int, budget: Budget) -> Plan:
     """The plan with tiles of `tile` px in the smallest blocks."""
     chunk = chunk_side(Lattice(read.grid.height, read.grid.width, tile, overlap).stride)
     return Plan(
@@ -377,11 +415,13 @@ def _draft(config: Config, image: ImageSpec, read: ReadSpec, card: ModelCard, ti
         flips=config.model.test_time_flips,
         store_confidence=config.tiling.store_confidence,
         compiled=config.model.compile,
+        blocks_at_once=budget.blocks_at_once,
+        on_gpu=budget.gpu_bytes is not None and card.adapter in ("smp", "exported"),
     )
 
 
-def _cheapest(drafts: list[tuple[Plan, float]], block: int | Literal["auto"], budget: int) -> Plan:
-    """Of plans with the seconds that a tile takes, the one that needs least time for the image within `budget` bytes, in its
+def _cheapest(drafts: list[tuple[Plan, float]], block: int | Literal["auto"], budget: Budget) -> Plan:
+    """Of plans with the seconds that a tile takes, the one that needs least time for the image within `budget`, in its
     blocks. The least hungry's PlanError where none fits."""
     best: tuple[float, Plan] | None = None
     refused: PlanError | None = None
@@ -401,10 +441,24 @@ def _cheapest(drafts: list[tuple[Plan, float]], block: int | Literal["auto"], bu
     return best[1]
 
 
-def _with_blocks(draft: Plan, requested: int | Literal["auto"], budget: int) -> Plan:
+def _with_blocks(draft: Plan, requested: int | Literal["auto"], budget: Budget) -> Plan:
     """`draft` in the blocks that it should have."""
-    chunk = draft.chunk_shape[0]
-    shape = choose_block_shape(draft.lattice, chunk, requested, lambda block: peak_memory(draft, block).total, budget)
+    chunk, gpu_bytes = draft.chunk_shape[0], budget.gpu_bytes
+    least = peak_memory(draft, (chunk, chunk) if requested == "auto" else (requested, requested))
+    if gpu_bytes is not None and least.gpu > gpu_bytes:
+        raise PlanError(
+            f"tiles of {draft.tile} px in passes of {draft.batch} need {least.gpu / MIB:,.0f} MiB of a GPU that has "
+            f"{gpu_bytes / MIB:,.0f} MiB for them: it would run out of memory in the middle. Lower model.batch, tiling.tile or "
+            "tiling.block, or set model.precision: bfloat16"
+        )
+
+    def fits(block: tuple[int, int]) -> bool:
+        return gpu_bytes is None or peak_memory(draft, block).gpu <= gpu_bytes
+
+    def memory(block: tuple[int, int]) -> int:
+        return peak_memory(draft, block).total
+
+    shape = choose_block_shape(draft.lattice, chunk, requested, memory, budget.memory_bytes, fits)
     return draft.model_copy(update={"block_shape": shape})
 
 

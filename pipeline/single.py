@@ -12,7 +12,7 @@ from pipeline import mosaic
 from pipeline.archive import completed
 from pipeline.areas import with_area
 from pipeline.card import background, digest_of
-from pipeline.cluster import Workers, memory_per_worker, open_workers, stopping_on_signals
+from pipeline.cluster import Workers, open_workers, stopping_on_signals, worker_budget
 from pipeline.config import ClusterConfig, Config, ScoringConfig, TruthConfig
 from pipeline.errors import StoreError, TruthError
 from pipeline.finished import Finished, read_record
@@ -58,7 +58,8 @@ def segment_one(config: Config, image: Path, out: Path, progress: Progress) -> S
     """
     card = usable_card(config.model.path, trust_code=config.model.trust_code)
     spec = completed(ImageSpec(uri=str(image.resolve())), config)
-    plan = plan_image(config, spec, describe_image(config.archive, spec), card, memory_per_worker(config.cluster))
+    budget = worker_budget(config.cluster, config.model.device)
+    plan = plan_image(config, spec, describe_image(config.archive, spec), card, budget)
     plan = with_area(plan, config.archive.tissue, out.parent, keep=False)
     progress.expect(plan.grid.height * plan.grid.width)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pipeline.errors import InterruptedRunError
+from pipeline.errors import InterruptedRunError, RunEndedError
 
 STOP_SECONDS = 20.0
 """How long what is executing may go on after the run was asked to end."""
@@ -16,7 +16,8 @@ GO_ON = "what is done is kept: run the same command again to go on"
 
 
 class Stop:
-    """Whether somebody wants the run to end. What executes then has STOP_SECONDS, and nothing more is begun."""
+    """Whether a run is to end: on request, which leaves what executes STOP_SECONDS, or at once, by an error that ends the run.
+    Either way nothing more is started."""
 
     def __init__(self, *, at_once: bool = False) -> None:
         self.at_once = at_once
@@ -24,12 +25,23 @@ class Stop:
         self.signum: int | None = None
         """What asked."""
         self._asked_at = 0.0
+        self._ended: RunEndedError | None = None
 
     def ask(self, signum: int) -> None:
         """End the run. Only notes it, as signal handlers must."""
         if self.signum is None:
             self._asked_at = time.monotonic()
             self.signum = signum
+
+    def end(self, error: RunEndedError) -> None:
+        """Note what has ended the run, for everything else that is under way in it; the first error stays."""
+        if self._ended is None and not isinstance(error, InterruptedRunError):  # what interrupts is `asked`, and leaves time
+            self._ended = error
+
+    def check(self) -> None:
+        """Raise what has ended the run elsewhere, if anything has."""
+        if self._ended is not None:
+            raise type(self._ended)(*self._ended.args) from self._ended
 
     @property
     def asked(self) -> bool:

@@ -12,13 +12,13 @@ from pipeline.alignment import MaskFacts, TruthSpec
 from pipeline.archive import discover
 from pipeline.areas import with_area
 from pipeline.card import ModelCard
-from pipeline.cluster import memory_per_worker
+from pipeline.cluster import worker_budget
 from pipeline.config import Config, TruthConfig
 from pipeline.errors import ConfigError, PlanError, RunEndedError, explain
 from pipeline.gdal import gdal
 from pipeline.image import ImageSpec, WorkingGrid
 from pipeline.models import usable_card
-from pipeline.plan import Plan, plan_image
+from pipeline.plan import Budget, Plan, plan_image
 from pipeline.sources import describe_image
 from pipeline.truth import describe_truth, plan_labels
 from pipeline.vectorfile import is_vector
@@ -54,7 +54,7 @@ class Survey:
 
     config: Config
     card: ModelCard
-    memory_bytes: int
+    budget: Budget
     """What a worker may take."""
     planned: list[Planned]
     refused: list[Refused]
@@ -107,7 +107,7 @@ def survey(config: Config, part: Division | None = None, *, keep: bool = False) 
     Raises what makes the whole run impossible (model, weights, archive); what concerns one image is kept with it.
     """
     card = usable_card(config.model.path, trust_code=config.model.trust_code)
-    memory = memory_per_worker(config.cluster)
+    budget = worker_budget(config.cluster, config.model.device)
     planned: list[Planned] = []
     refused: list[Refused] = []
     free = free_bytes(config.output)
@@ -116,7 +116,7 @@ def survey(config: Config, part: Division | None = None, *, keep: bool = False) 
             if part is not None and not part.holds(image):
                 continue
             try:
-                plan = plan_image(config, image, describe_image(config.archive, image), card, memory)
+                plan = plan_image(config, image, describe_image(config.archive, image), card, budget)
                 plan = with_area(plan, config.archive.tissue, config.output / "tissue", keep=keep)
                 _check_room(config, plan, free)
             except RunEndedError:
@@ -125,7 +125,7 @@ def survey(config: Config, part: Division | None = None, *, keep: bool = False) 
                 refused.append(Refused(image, explain(e), *_missed(config, image, card)))
                 continue
             planned.append(Planned(plan, *survey_truth(config.truth, image.truth, plan.mask)))
-    return Survey(config, card, memory, planned, refused)
+    return Survey(config, card, budget, planned, refused)
 
 
 def _check_room(config: Config, plan: Plan, free: int) -> None:

@@ -76,8 +76,10 @@ class Watch:
     """
 
     def __init__(self) -> None:
-        self.topic = f"gigamask-{uuid.uuid4().hex}"
-        """Where workers tell the tasks of this run."""
+        self.run = uuid.uuid4().hex
+        """Names the run on its scheduler, which others may use too: part of every task's key."""
+        self.topic = f"gigamask-{self.run}"
+        """Events of the run's tasks."""
         self._news = threading.Condition()
         self._processes: dict[str, WorkerProcess] = {}
         self._of: dict[str, WorkerProcess] = {}

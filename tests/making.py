@@ -15,7 +15,7 @@ from pipeline.config import Config, load_config
 from pipeline.errors import ModelError
 from pipeline.grid import Block
 from pipeline.image import ImageSpec
-from pipeline.plan import Plan, plan_image
+from pipeline.plan import Budget, Plan, plan_image
 from pipeline.records import BlockRecord
 from pipeline.sources import describe
 from pipeline.work import Job, commit_block, predict_block
@@ -69,7 +69,7 @@ def config(folder: Path, **sections: Any) -> Config:
 def plan_of(image: Path, model: Path, folder: Path, *, memory: int = 4 << 30, **sections: Any) -> Plan:
     """The plan for one image with a model."""
     sections = {"model": {"path": str(model), "batch": 3}} | sections
-    return plan_image(config(folder, **sections), ImageSpec(uri=str(image)), describe(str(image)), card_of(model), memory)
+    return plan_image(config(folder, **sections), ImageSpec(uri=str(image)), describe(str(image)), card_of(model), Budget(memory))
 
 
 def segment_block(job: Job, block: Block) -> BlockRecord:

@@ -18,7 +18,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from pipeline import dispatch
-from pipeline.cluster import Workers, local_workers, memory_per_worker, open_workers, run_tasks
+from pipeline.cluster import Workers, local_workers, open_workers, run_tasks, worker_budget
 from pipeline.config import ClusterConfig, LocalCluster
 from pipeline.dispatch import MOST_ATTEMPTS, Window
 from pipeline.errors import ClusterError, ConfigError
@@ -184,7 +184,7 @@ def test_a_task_that_somebody_else_cancels_ends_its_call(two_threads: Workers, t
     tasks = [("first", (str(tmp_path / "open"), 1)), ("second", (str(tmp_path / "shut"), 2))]
     results = run_tasks(wait_for, tasks, two_threads, attempts=1)
     next(results)
-    client.cancel([Future("wait_for-second-1", client)])
+    client.cancel([Future(f"wait_for-{two_threads.watch.run}-second-1", client)])
     with pytest.raises(ClusterError, match="the scheduler is lost, or has dropped the tasks in flight"):
         next(results)
     (tmp_path / "shut").touch()
@@ -348,8 +348,12 @@ def test_a_scheduler_that_is_not_there_is_named() -> None:
     assert time.monotonic() - started < 20  # not the 30 s that a connection may take
 
 
+def memory_of(**facts: Any) -> int:
+    return worker_budget(LocalCluster(**facts), "cpu").memory_bytes
+
+
 def test_memory_and_threads_are_shared_out() -> None:
     workers, threads = local_workers(LocalCluster(workers=2))
     assert (workers, threads) == (2, max(1, len(os.sched_getaffinity(0)) // 2))
-    assert memory_per_worker(LocalCluster(workers=2)) * 2 <= memory_per_worker(LocalCluster(workers=1)) + 2
-    assert memory_per_worker(LocalCluster(memory_gib=1.5)) == 1536 * 1024**2
+    assert 2 * memory_of(workers=2) <= memory_of(workers=1) + 2
+    assert memory_of(memory_gib=1.5) == 1536 * 1024**2

@@ -121,9 +121,8 @@ def kill_or_sleep(folder: str, name: str) -> str:
 
 def test_a_killer_does_not_use_up_the_attempts_of_a_task_beside_it(tmp_path: Path) -> None:
     arguments = {"n_workers": 1, "threads_per_worker": 2, "dashboard_address": None}
-    with open_workers(
-        configured(type="class", **{"class": "distributed.LocalCluster"}, arguments=arguments, workers=1)
-    ) as workers:
+    cluster = {"class": "distributed.LocalCluster", "blocks_at_once": 2}
+    with open_workers(configured(type="class", **cluster, arguments=arguments, workers=1)) as workers:
         tasks = [(name, (str(tmp_path), name)) for name in ("killer", "beside")]
         outcomes = dict(run_tasks(kill_or_sleep, tasks, workers, attempts=2))
     assert (outcomes["killer"].result, outcomes["killer"].deaths) == (None, 2)

@@ -18,7 +18,7 @@ from pipeline.alignment import same_crs
 from pipeline.errors import PlanError
 from pipeline.grid import Lattice, blocks
 from pipeline.image import ImageSpec
-from pipeline.plan import MIB, Plan, choose_block_shape, chunk_side, plan_image, tiles_over_blocks
+from pipeline.plan import MIB, Budget, Plan, choose_block_shape, chunk_side, plan_image, tiles_over_blocks
 from pipeline.sources import describe
 from tests.making import card_of, config, plan_of, probed, threshold_model
 
@@ -233,7 +233,7 @@ def plan_for(raster: Callable[..., Path], tmp_path: Path) -> Callable[..., Plan]
         model = threshold_model(tmp_path / "model", tile=512, overlap=128, multiple_of=32, **changes)
         settings = config(tmp_path, model={"path": "model", "batch": 3}, tiling={"tile": "auto"} | tiling)
         image = source.model_copy(update={"height": height, "width": width})
-        return plan_image(settings, ImageSpec(uri=source.uri), image, card_of(model), mib * MIB)
+        return plan_image(settings, ImageSpec(uri=source.uri), image, card_of(model), Budget(mib * MIB))
 
     return plan
 

@@ -181,6 +181,14 @@ def cuda_devices() -> list[str]:
     return [str(i) for i in range(torch.cuda.device_count())]
 
 
+def cuda_memory() -> int:
+    """Bytes of the smallest CUDA device that this process may use, less a tenth for what others keep there."""
+    import torch
+
+    devices = range(torch.cuda.device_count())
+    return int(0.9 * min(torch.cuda.get_device_properties(i).total_memory for i in devices))
+
+
 def _write(path: Path, content: bytes) -> None:
     """Puts `content` at `path` in one step: no reader ever sees half of it."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")

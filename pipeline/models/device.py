@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -144,21 +145,35 @@ class DevicePredictor(Predictor):
                 try:
                     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
                         answers.append(self._forward(normalised(samples[part], valid[part], self._offset, self._divisor)))
-                    start += self._batch
-                    took.stop()
-                    self._timed.append(took)
-                    continue
                 except torch.OutOfMemoryError as e:
-                    if self._batch == 1 or self._fixed:
-                        raise ModelError(
-                            f"model {self.card.name!r} runs out of memory on {self._device} with {self._batch} tile(s) of "
-                            f"{samples.shape[-1]} px at a time, and cannot take fewer: lower tiling.tile, set model.precision: "
-                            "bfloat16, or use another device"
-                        ) from e
-                self._batch //= 2
-                if self._cuda:
-                    torch.cuda.empty_cache()
+                    self._shrink(e, samples.shape[-1])
+                    continue
+                start += self._batch
+                took.stop()
+                self._timed.append(took)
         return answers[0] if len(answers) == 1 else torch.cat(answers)
+
+    def within_memory[Made](self, make: Callable[[], Made], tile: int) -> Made:
+        """The result of `make`, which allocates on the device beside the forward passes: they become smaller until its memory
+        suffices. ModelError if they cannot."""
+        while True:
+            try:
+                return make()
+            except torch.OutOfMemoryError as e:
+                with self._one_at_a_time:
+                    self._shrink(e, tile)
+
+    def _shrink(self, error: torch.OutOfMemoryError, tile: int) -> None:
+        """Halve the tiles of a pass for good, and give back what is cached of the device's memory."""
+        if self._batch == 1 or self._fixed:
+            raise ModelError(
+                f"model {self.card.name!r} runs out of memory on {self._device} with {self._batch} tile(s) of {tile} px at a "
+                "time, and cannot take fewer: lower tiling.tile, tiling.block or cluster.blocks_at_once, set model.precision: "
+                "bfloat16, or use another device"
+            ) from error
+        self._batch //= 2
+        if self._cuda:
+            torch.cuda.empty_cache()
 
 
 class _Stopwatch:
@@ -211,7 +226,8 @@ class DeviceBlender(Blending):
     def __init__(self, predictor: DevicePredictor, lattice: Lattice, core: Window, *, confidence: bool) -> None:
         super().__init__(lattice, core, len(predictor.card.classes), confidence=confidence)
         self._device, self._activation = predictor.device, predictor.activation
-        self._sums = torch.zeros(self._strip_shape, device=self._device)
+        self._predictor, self._tile = predictor, lattice.tile
+        self._sums = self._within_memory(lambda: torch.zeros(self._strip_shape, device=self._device))
         weight = torch.from_numpy(self._seams.weight).to(self._device)
         self._weight = weight[:, None] * weight
         self._finite = torch.ones((), dtype=torch.bool, device=self._device)
@@ -231,16 +247,23 @@ class DeviceBlender(Blending):
         with torch.inference_mode():
             own = outputs[:, *inside]
             self._finite &= torch.isfinite(own).all()
-            if self._activation == "sigmoid":
-                own = torch.cat([torch.zeros_like(own), own])
-            scores = own if self._activation == "none" else own.softmax(dim=0)
-            weighted = (scores * self._weight[inside]).permute(1, 0, 2)
+            weighted = self._within_memory(lambda: self._weighted(own, inside))
             done = 0
             for rows in self._ring(slice(part.row - core.row, part.row_stop - core.row)):
                 height = rows.stop - rows.start
                 self._sums[rows, :, cols] += weighted[done : done + height]
                 done += height
         return True
+
+    def _weighted(self, own: Tensor, inside: tuple[slice, slice]) -> Tensor:
+        """Weighted scores (h, classes, w) of a part of a tile's outputs."""
+        if self._activation == "sigmoid":
+            own = torch.cat([torch.zeros_like(own), own])
+        scores = own if self._activation == "none" else own.softmax(dim=0)
+        return (scores * self._weight[inside]).permute(1, 0, 2)
+
+    def _within_memory[Made](self, make: Callable[[], Made]) -> Made:
+        return self._predictor.within_memory(make, self._tile)
 
     def _label(self, rows: slice) -> None:
         while len(self._coming) > IN_FLIGHT:
@@ -249,7 +272,7 @@ class DeviceBlender(Blending):
         with torch.inference_mode():
             for piece in self._ring(rows):
                 part = slice(done, done + piece.stop - piece.start)
-                self._coming.append(self._winners(self._sums[piece], part))
+                self._coming.append(self._within_memory(partial(self._winners, self._sums[piece], part)))
                 self._sums[piece] = 0
                 done = part.stop
 

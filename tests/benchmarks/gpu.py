@@ -26,7 +26,7 @@ from pipeline.image import ImageSpec
 from pipeline.models import smp
 from pipeline.models.device import DevicePredictor
 from pipeline.models.network import Inference, Network
-from pipeline.plan import Plan, plan_image
+from pipeline.plan import Budget, Plan, plan_image
 from pipeline.sources import describe, open_source
 from pipeline.strip import ReadAhead
 from pipeline.work import predict_core
@@ -99,7 +99,11 @@ def main() -> None:
         settings: dict[str, Any] = {"name": "bench", "output": "out", "archive": {"images": str(image)}}
         settings |= {"model": {"path": str(model), "batch": options.batch, "precision": "bfloat16"}}
         plan = plan_image(
-            config_of(settings, folder, "bench"), ImageSpec(uri=str(image)), describe(str(image)), read_card(model), 64 << 30
+            config_of(settings, folder, "bench"),
+            ImageSpec(uri=str(image)),
+            describe(str(image)),
+            read_card(model),
+            Budget(64 << 30),
         )
         network = smp.load(model, plan.card)
         how = Inference(str(device), options.batch, "bfloat16", 1, options.compile)
