@@ -9,9 +9,11 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager, suppress
+from contextvars import copy_context
 from dataclasses import dataclass, field, replace
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -201,24 +203,49 @@ class _Call:
 
 
 class _Slots:
-    """How many calls a worker has at work: its memory is planned for so many, while Dask starts one in each of its threads."""
+    """Calls that a worker has at work: its memory is planned for so many, while Dask starts one in each of its threads.
+
+    They run in threads of their own, as few as there are slots: what a thread has allocated is kept for its next call (glibc has
+    an arena a thread), so that memory would grow with Dask's threads otherwise.
+    """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._taken = 0
+        self._idle: list[SimpleQueue[tuple[Future[Any], Callable[[], Any]]]] = []
 
-    @contextmanager
-    def one(self, slots: int | None) -> Iterator[None]:
-        """Wait until fewer than `slots` calls are at work, and be one of them."""
+    def run(self, slots: int | None, call: Callable[[], Any]) -> Any:
+        """The result of `call`, which starts when fewer than `slots` calls are at work."""
         with self._changed:
             self._changed.wait_for(lambda: slots is None or self._taken < slots)
             self._taken += 1
+            thread = self._idle.pop() if self._idle else _start_thread()
         try:
-            yield
+            result: Future[Any] = Future()
+            thread.put((result, call))
+            return result.result()
         finally:
             with self._changed:
+                self._idle.append(thread)
                 self._taken -= 1
                 self._changed.notify_all()
+
+
+def _start_thread() -> SimpleQueue[tuple[Future[Any], Callable[[], Any]]]:
+    """Start a thread that makes the calls put into the queue. It is a daemon: a call that hangs keeps no process from ending."""
+    calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = SimpleQueue()
+
+    def serve() -> None:
+        while True:
+            result, call = calls.get()
+            try:
+                result.set_result(call())
+            except BaseException as e:  # noqa: BLE001 - it is raised where the result is awaited
+                result.set_exception(e)
+            del result, call
+
+    threading.Thread(target=serve, name="block", daemon=True).start()
+    return calls
 
 
 _SLOTS: WeakKeyDictionary[Any, _Slots] = WeakKeyDictionary()
@@ -233,18 +260,20 @@ def _execute(topic: str, key: str, slots: int | None, suspect: bool, call: bytes
     worker = get_worker()
     with _MAKING_SLOTS:
         own = _SLOTS.setdefault(worker, _Slots())
-    with own.one(slots):
-        state = worker.state.tasks.get(key)
-        if state is None or state.state == "cancelled":
-            return None  # while it waited for a slot, the driver has let go of it
-        return _call(worker, topic, key, suspect, call)
+    return own.run(slots, partial(copy_context().run, _call, worker, topic, key, suspect, call))
 
 
 def _call(worker: Any, topic: str, key: str, suspect: bool, call: bytes) -> Any:
-    """Report the start and make the call. One that is suspected of a death waits until the scheduler has the report, and what the
-    worker reported before: it may be the last."""
+    """Report the start and make the call, unless the driver has let go of it while it waited for its slot.
+
+    A call that is suspected of a death waits until the scheduler has the report, and what the worker reported before: it may be
+    the last.
+    """
     from distributed.utils import sync
 
+    state = worker.state.tasks.get(key)
+    if state is None or state.state == "cancelled":
+        return None
     news = {"key": key, "pid": os.getpid(), "host": socket.gethostname()}
     if suspect:
         sync(worker.loop, worker.scheduler.log_event, topic=topic, msg={**news, "worker": worker.address})

@@ -27,8 +27,8 @@ REDUNDANCY_TARGET = 0.05
 LEAST_TILES = 64
 """Tiles that a block of `block: auto` has at least, where the image has them. Without overlap no block costs redundant work;
 and yet one of few tiles leaves threads idle at its end."""
-PROCESS_BYTES, TORCH_BYTES = 150 * MIB, 840 * MIB
-"""Resident memory of a worker with rasterio, zarr and dask imported, and what torch and numba add (measured)."""
+PROCESS_BYTES, TORCH_BYTES = 330 * MIB, 660 * MIB
+"""Resident memory of a worker with dask, rasterio, zarr and the compiled kernels, and what torch adds (measured)."""
 LABELS_SHARE, CONFIDENCE_SHARE = 0.2, 0.8
 """What labels and confidence take on disk, as a share of their bytes in memory."""
 SLIDE_CACHE_BYTES = 64 * MIB

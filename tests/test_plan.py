@@ -276,7 +276,7 @@ def test_auto_counts_what_blocks_add(plan_for: Callable[..., Plan]) -> None:
 
 
 def test_auto_stays_within_memory(plan_for: Callable[..., Plan]) -> None:
-    chosen = [plan_for(probed(COSTS), 8192, 8192, mib).tile for mib in (2000, 1200, 700)]
+    chosen = [plan_for(probed(COSTS), 8192, 8192, mib).tile for mib in (2180, 1380, 880)]
     assert chosen == [1024, 768, 512]
     with pytest.raises(PlanError, match="a worker may take 300 MiB"):
         plan_for(probed(COSTS), 8192, 8192, 300)
