@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from secrets import token_hex
 
 from pydantic import Field, ValidationError
 
@@ -38,7 +37,7 @@ def record_path(mask: Path) -> Path:
 def write_record(mask: Path, finished: Finished) -> None:
     """Write the record of `mask`, whole or not at all."""
     path = record_path(mask)
-    draft = path.with_name(f".{path.name}.{token_hex(8)}.new")
+    draft = mosaic.draft_of(mask)
     with mosaic.writing(path):
         try:
             draft.write_text(finished.model_dump_json(indent=1), encoding="utf-8")

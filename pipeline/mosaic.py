@@ -43,7 +43,7 @@ DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, 
 """What the system says where a disk is full, over quota, read-only, not ours or broken."""
 NO_DATA_NAME, FAILED_NAME = "no data", "failed"
 DRAFT = ".draft"
-"""Ending of folders that are being made, or removed."""
+"""Ending of files and folders that are being made, or removed."""
 SHARED_DISK = (
     "The output folder must be the same disk for the driver and all workers, and no other program may change files in it"
 )
@@ -69,14 +69,17 @@ def create(path: Path, plan: Plan) -> None:
 
 
 def draft_of(path: Path) -> Path:
-    """A new name beside the mosaic at `path` for a folder that nobody else writes to; `sweep` removes those that were left."""
+    """A new name beside the mosaic at `path` that nobody else writes to; `sweep` removes what was left under such names."""
     return path.with_name(f".{path.name.lstrip('.')}.{token_hex(8)}{DRAFT}")
 
 
 def sweep(final: Path) -> None:
     """Remove the drafts that interrupted or lost writers of the mosaic at `final` have left."""
     for draft in final.parent.glob(f".{final.name}.*{DRAFT}"):
-        shutil.rmtree(draft, ignore_errors=True)
+        if draft.is_dir():
+            shutil.rmtree(draft, ignore_errors=True)
+        else:
+            draft.unlink(missing_ok=True)
 
 
 def laid_out(path: Path, plan: Plan) -> bool:

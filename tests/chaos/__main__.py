@@ -43,6 +43,8 @@ SCENARIOS: dict[str, Scenario] = {
     "deadly": deaths.deadly,
     "scheduler": deaths.scheduler,
     "hung": deaths.hung,
+    "abandoned": deaths.abandoned,
+    "side-by-side": deaths.side_by_side,
     "shards": files.shards,
     "published": files.published,
     "coarse": files.coarse,

@@ -20,13 +20,13 @@ from pipeline import mosaic
 from pipeline.grid import Window
 from tests.chaos.ground import Ground
 from tests.chaos.rows import Row, Watched, finish
-from tests.chaos.runs import REPO, Reference, Running, Trial, results
+from tests.chaos.runs import PATIENCE, REPO, Reference, Running, Trial, results
 
 DOORS = (
     ("the first shard is renamed into place", "os.rename", r"\.partial \S+/c/\d+/\d+$", 1),
     ("a later shard is renamed into place", "os.rename", r"\.partial \S+/c/\d+/\d+$", 9),
-    ("a new mosaic is renamed into place", "os.rename", r"\.new \S+\.partial$", 2),
-    ("a mask's record is renamed into place", "os.rename", r"/masks/\S+\.json\.new \S+\.json$", 2),
+    ("a new mosaic is renamed into place", "os.rename", r"\.draft \S+\.partial$", 2),
+    ("a mask's record is renamed into place", "os.rename", r"\.draft /\S+/masks/\S+\.json$", 2),
     ("a mask is published", "os.rename", r"\.partial \S+\.zarr$", 2),
     ("the ledger hears of a mask that is published", "shutil.rmtree", r"\.zarr\.old", 2),
     ("the last mask is published", "os.rename", r"\.partial \S+\.zarr$", 1),
@@ -197,7 +197,7 @@ def scheduler(ground: Ground, reference: Reference) -> Row:
     sections = {"cluster": {"type": "address", "scheduler_file": str(file), "memory_gib": 1.5, "threads": 1}}
     trial = Trial(ground, "scheduler", sections=sections)
     watched = Watched(trial, reference)
-    with _cluster(file, trial) as process:
+    with _cluster(file, trial) as (process, *_):
         running = trial.start()
         running.until(lambda: trial.count_records() >= 4)
         process.kill()
@@ -217,9 +217,59 @@ def scheduler(ground: Ground, reference: Reference) -> Row:
     return row
 
 
+def abandoned(ground: Ground, reference: Reference) -> Row:
+    """kill -9 of all workers under Prefect; the scheduler stays. The run ends once, not once an image."""
+    row = Row("every worker dies, under Prefect", "kill -9 of both in the midst of a run, while the scheduler stays; then others")
+    file = ground.folder / "abandoned.json"
+    sections = {"cluster": {"type": "address", "scheduler_file": str(file), "memory_gib": 1.5, "threads": 1}}
+    trial = Trial(ground, "abandoned", sections=sections)
+    watched = Watched(trial, reference)
+    with _cluster(file, trial) as (_, *workers):
+        running = trial.start(prefect=True, PREFECT_HOME=str(ground.folder / "prefect"))
+        running.until(lambda: trial.count_records() >= 4)
+        for process in workers:
+            os.killpg(process.pid, signal.SIGKILL)
+        killed = time.monotonic()
+        row.times += 1
+        ended = running.wait(2 * PATIENCE)
+        took = time.monotonic() - killed
+    row.ended(ended, 1, "no worker is left since 120 s", "run the same command again")
+    row.expect(took < 180, f"it took {took:.0f} s to end")
+    row.said += f" ({took:.0f} s after the workers' death)"
+    said = row.said
+    row.expect(len(watched.fault()) >= 4, "nothing was kept")
+    with _cluster(file, trial):
+        ended = trial.run()
+    watched.check(row)
+    row.ended(ended, 0)
+    row.said = said
+    if ended.code == 0:
+        finish(row, trial, reference, ended.report)
+    return row
+
+
+def side_by_side(ground: Ground, reference: Reference) -> Row:
+    """Two runs over the same images with the same model, at the same time on one scheduler."""
+    row = Row("two runs over the same images", "at once on one scheduler with 2 workers, each with an output of its own", times=2)
+    file = ground.folder / "beside.json"
+    sections = {"cluster": {"type": "address", "scheduler_file": str(file), "memory_gib": 1.5, "threads": 1}}
+    trials = [Trial(ground, f"beside-{name}", sections=sections) for name in ("production", "staging")]
+    with _cluster(file, trials[0]):
+        running = [trial.start() for trial in trials]
+        ended = [run.wait() for run in running]
+    for trial, end in zip(trials, ended, strict=True):
+        row.ended(end, 0)
+        if end.code == 0:
+            finish(row, trial, reference, end.report)
+    begun = trials[0].begun(reference)  # the workers' log, of both runs
+    row.recomputed = begun.total() - 2 * len(begun)
+    row.expect(not row.problems and row.recomputed >= 0, f"{begun.total()} blocks were begun, of {len(begun)}")
+    return row
+
+
 @contextmanager
-def _cluster(file: Path, trial: Trial) -> Iterator[subprocess.Popen[bytes]]:
-    """A scheduler and two workers; gives the scheduler's process."""
+def _cluster(file: Path, trial: Trial) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """A scheduler and two workers: their processes, that of the scheduler first."""
     file.unlink(missing_ok=True)
     dask = [sys.executable, "-m", "dask"]
     quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": trial.environment(), "cwd": REPO}
@@ -232,7 +282,7 @@ def _cluster(file: Path, trial: Trial) -> Iterator[subprocess.Popen[bytes]]:
     local = ["--host", "127.0.0.1", "--local-directory", str(file.parent), "--death-timeout", "60"]
     processes += [subprocess.Popen([*worker, *local], start_new_session=True, **quiet) for _ in range(2)]
     try:
-        yield processes[0]
+        yield processes
     finally:
         for process in processes:
             with suppress(ProcessLookupError):

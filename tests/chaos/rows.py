@@ -95,7 +95,6 @@ def finish(row: Row, trial: Trial, reference: Reference, report: RunReport, unli
     if other:
         row.equal = "NO"
         row.problems.append(f"other results than an undisturbed run: {other}: {[found.get(name) for name in other][:2]}")
-    left = [
-        p.name for p in (trial.output / "masks").rglob("*") if p.name.endswith((".partial", ".new", ".old", ".parts", ".npz"))
-    ]
+    unfinished = (".partial", ".draft", ".new", ".old", ".parts", ".npz")
+    left = [p.name for p in (trial.output / "masks").rglob("*") if p.name.endswith(unfinished)]
     row.expect(not left, f"left behind: {left[:10]}")

@@ -171,12 +171,13 @@ class Trial:
         seconds: float = SECONDS,
         *,
         talk: bool = False,
+        prefect: bool = False,
         command: str = "run",
         **more: str,
     ) -> Running:
         """Start a run; `talk`: with its messages on stderr instead of JSON on stdout."""
         parts = [sys.executable, "-m", "flows.cli", command, str(self.config)]
-        parts += ["--no-prefect"] if command == "run" else []
+        parts += ["--no-prefect"] if command == "run" and not prefect else []
         return Running(parts + ([] if talk else ["--json"]), self.environment(trouble, seconds, **more))
 
     def run(self, *arguments: Any, **options: Any) -> Ended:
