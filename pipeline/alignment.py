@@ -15,7 +15,7 @@ from pipeline.annotations import CLASSIFICATION
 from pipeline.card import ClassInfo, background, digest_of
 from pipeline.config import TruthConfig
 from pipeline.errors import TruthError
-from pipeline.image import METRES, Affine6, Frozen, SourceInfo, WorkingGrid
+from pipeline.image import METRES, Affine6, FileSet, Frozen, SourceInfo, WorkingGrid
 
 Bounds = tuple[float, float, float, float]
 """(least x, least y, greatest x, greatest y)."""
@@ -50,19 +50,13 @@ class MaskFacts(Frozen):
     """(height, width) of the image before resampling."""
 
 
-class LayerInfo(Frozen):
+class LayerInfo(FileSet):
     """What one layer of a vector file holds."""
 
-    uri: str
-    """Absolute path."""
     driver: str
     """The format's short name in its reader, such as GPKG."""
     layer: str
     """Name of the layer; of GeoParquet, the column of geometries."""
-    size_bytes: int
-    """Of the file and of those that belong to it: with `mtime_ns` its identity."""
-    mtime_ns: int
-    """Latest change, in nanoseconds."""
     crs: str | None = None
     """Coordinate reference system, in whatever text the file has."""
     field: str | None = None
@@ -492,11 +486,14 @@ def _between(start: Affine6, end: Affine6) -> Affine6:
 def _texts(part: SourceInfo | Polygons | None) -> IncEx | bool:
     """What of labels or their area the digest leaves out: what follows from files that are in it, and the area that is not there.
 
-    A slide's pixel size may be stated in the configuration instead, so it stays where a buffer is measured by it.
+    A slide's pixel size may be stated in the configuration instead, so it stays where a buffer is measured by it. The list of
+    files beside a single file is empty and left out, which keeps the digests of scores made before there was such a list.
     """
     if part is None:
         return True
-    texts: dict[str, IncEx | bool] = {"crs_wkt": True, "grid_crs_wkt": True, "layer": {"crs": True}}
+    files = part.layer if isinstance(part, Polygons) else part
+    alone = {} if files.beside else {"beside": True}
+    texts: dict[str, IncEx | bool] = {"crs_wkt": True, "grid_crs_wkt": True, "layer": {"crs": True, **alone}, **alone}
     decides = isinstance(part, Polygons) and part.grid_crs_wkt is None and part.buffer_m != 0
     return texts if decides else texts | {"pixel_size_m": True}
 

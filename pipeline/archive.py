@@ -15,6 +15,7 @@ from pipeline.alignment import beside
 from pipeline.config import AUTO, WHOLE, Config
 from pipeline.errors import ConfigError
 from pipeline.image import ImageSpec
+from pipeline.slidefile import series_of
 
 SUFFIXES = (
     *(".tif", ".tiff", ".gtiff", ".btf", ".jp2", ".j2k", ".jpx", ".jpg", ".jpeg", ".jxl", ".png", ".webp", ".bmp", ".gif"),
@@ -24,8 +25,6 @@ SUFFIXES = (
 """What is taken for an image in a folder; formats without a suffix of their own (ENVI) are named by glob or manifest."""
 DICOM = ".dcm"
 """Of DICOM, a slide is all files of a series in a folder: the first by name stands for it."""
-SERIES_TAG = b"\x20\x00\x0e\x00UI"
-"""Series Instance UID (0020,000E) in explicit little endian, as slides have it; two bytes of length follow."""
 UNFINISHED = (".partial", ".part", ".tmp")
 """Endings, before the suffix, of files that are still being written."""
 
@@ -123,20 +122,6 @@ def _one_a_slide(paths: Iterable[Path]) -> Iterator[Path]:
             series.add(key)
         if path.parent not in indexes or path.suffix.lower() not in (".jpg", ".jpeg"):
             yield path
-
-
-def series_of(path: Path) -> bytes:
-    """Series Instance UID of a DICOM file; its name where none is found, so that it stands for itself."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(1 << 16)
-    except OSError:
-        return path.name.encode()
-    place = start.find(SERIES_TAG)
-    if place < 0:
-        return path.name.encode()
-    text = place + len(SERIES_TAG) + 2
-    return start[text : text + int.from_bytes(start[text - 2 : text], "little")].rstrip(b"\0 ")
 
 
 def _finished(name: str) -> bool:

@@ -82,7 +82,7 @@ def with_area(plan: Plan, tissue: str, cache: Path, *, keep: bool) -> Plan:
 def tissue_of(plan: Plan, cache: Path, *, keep: bool) -> TissueMap:
     """Where the image of `plan` shows tissue, from the cache if it was looked for before."""
     source = plan.read.source
-    facts = [FINDER, source.uri, source.size_bytes, source.mtime_ns, source.pixel_size_m, plan.read.srgb]
+    facts = [FINDER, source.uri, *source.identity, source.pixel_size_m, plan.read.srgb]
     path = cache / f"{plan.image.id}-{digest_of(facts)[:16]}.json"
     try:
         return TissueMap.model_validate_json(path.read_bytes())

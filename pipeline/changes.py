@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
-from pipeline.image import Frozen
+from pipeline.image import FileState, Frozen
 from pipeline.ledger import Ledger
 from pipeline.report.contract import Changes
 from pipeline.survey import Survey
@@ -24,6 +24,8 @@ class Seen(Frozen):
     """In bytes; None where the file could not be reached."""
     mtime_ns: int | None = None
     """Time of its last change."""
+    beside: tuple[FileState, ...] = ()
+    """The files that belong to it; of an image that could not be planned, none."""
 
 
 def look(survey: Survey, run_id: str) -> dict[str, Seen]:
@@ -31,7 +33,7 @@ def look(survey: Survey, run_id: str) -> dict[str, Seen]:
     found = {}
     for planned in survey.planned:
         source = planned.plan.read.source
-        seen = Seen(uri=source.uri, run_id=run_id, size=source.size_bytes, mtime_ns=source.mtime_ns)
+        seen = Seen(uri=source.uri, run_id=run_id, size=source.size_bytes, mtime_ns=source.mtime_ns, beside=source.beside)
         found[planned.plan.image.id] = seen
     for refused in survey.refused:
         seen = Seen(uri=refused.image.uri, run_id=run_id)
@@ -58,7 +60,7 @@ def keep_seen(ledger: Ledger, name: str, before: dict[str, Seen], now: dict[str,
 
 def same(before: Seen | None, now: Seen) -> bool:
     """Whether an image is the one that was seen before."""
-    return before is not None and (before.size, before.mtime_ns) == (now.size, now.mtime_ns)
+    return before is not None and before.model_copy(update={"run_id": now.run_id}) == now
 
 
 def compare(before: dict[str, Seen], now: dict[str, Seen]) -> Changes:

@@ -11,8 +11,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pipeline.errors import ChangedError
-
 Affine6 = tuple[float, float, float, float, float, float]
 """(a, b, c, d, e, f): x = a * col + b * row + c, y = d * col + e * row + f, for pixel corners (affine.Affine order)."""
 
@@ -64,19 +62,42 @@ def _id_of(uri: str) -> str:
     return f"{safe}-{hashlib.sha256(uri.encode()).hexdigest()[:8]}"
 
 
-class SourceInfo(Frozen):
-    """What the header of an image says, at native resolution."""
+class FileState(Frozen):
+    """A file as it was found."""
+
+    name: str
+    """Path relative to the folder of the image or labels that it belongs to."""
+    size_bytes: int
+    mtime_ns: int
+    """Time of its last change, in nanoseconds."""
+
+
+class FileSet(Frozen):
+    """A file, and those beside it that decide what is read from it: sidecars, the parts of a slide or of a shapefile."""
 
     uri: str
     """Absolute path."""
+    size_bytes: int
+    """Size of the file at `uri`."""
+    mtime_ns: int
+    """Time of its last change, in nanoseconds."""
+    beside: tuple[FileState, ...] = ()
+    """The other files, by name."""
+
+    @property
+    def identity(self) -> list[Any]:
+        """What tells this file, or set of files, from another one at the same path; of a single file its size and time."""
+        others = [[file.name, file.size_bytes, file.mtime_ns] for file in self.beside]
+        return [self.size_bytes, self.mtime_ns, *([others] if others else [])]
+
+
+class SourceInfo(FileSet):
+    """What the header of an image says, at native resolution."""
+
     reader: Literal["raster", "slide"] = "raster"
     """Which reader opens it: GDAL's rasters, or OpenSlide's slides."""
     driver: str
     """The format's short name in its reader, such as GTiff or aperio."""
-    size_bytes: int
-    """Size of the file and of those that belong to it: with `mtime_ns` its identity."""
-    mtime_ns: int
-    """Latest change of these, in nanoseconds."""
     height: int
     """Rows."""
     width: int
@@ -111,17 +132,6 @@ class SourceInfo(Frozen):
     """Colour (red, green, blue) that a slide shows where it was not scanned; None for rasters."""
     has_icc_profile: bool = False
     """Whether a slide says how its colours are to be understood."""
-
-
-def check_identity(source: SourceInfo, found: tuple[int, int] | None) -> None:
-    """ChangedError where `found`, (bytes, time of change in ns), is not that of `source`; None: the image is gone."""
-    if found is None:
-        raise ChangedError(f"{source.uri} has vanished since it was planned: what was read so far is no whole image")
-    if found != (source.size_bytes, source.mtime_ns):
-        raise ChangedError(
-            f"{source.uri} is not the file that was planned: {found[0]} bytes of {found[1]} ns, planned "
-            f"were {source.size_bytes} of {source.mtime_ns}. Its mask would mix two images; run again to plan it anew"
-        )
 
 
 def _with_mpp(schema: dict[str, Any]) -> None:

@@ -135,7 +135,7 @@ class Plan(Frozen):
         """
         source = self.read.source
         facts = {
-            "image": [source.uri, source.size_bytes, source.mtime_ns],
+            "image": [source.uri, *source.identity],
             "read": self.read.model_dump(mode="json", exclude={"source": True, "grid": {"crs_wkt", "pixel_size_m"}}),
             "model": self.card.digest,
             "classes": [[c.name, c.color] for c in self.card.classes],

@@ -24,7 +24,8 @@ from rasterio.windows import Window as RasterioWindow
 from pipeline.errors import SourceError
 from pipeline.gdal import GDAL_ERRORS, gdal, gdal_for_pixels, share_cache
 from pipeline.grid import Window
-from pipeline.image import STATED, SourceInfo, check_identity
+from pipeline.identity import check_files, file_set
+from pipeline.image import STATED, SourceInfo
 from pipeline.plan import MIB, gdal_cache_bytes
 from pipeline.projection import pixel_size_m, wkt2
 
@@ -37,6 +38,10 @@ as VRT, WMS, STACTA, ERS and others do: who may put a file into the archive must
 second file, and takes it only if that is an ERDAS .ige or .rrd itself."""
 LARGEST_FILE_BLOCK = 512 * MIB
 """The most that decoding one block of a file may take: what the memory plan reckons with."""
+OVERVIEWS = (".ovr",)
+"""Suffixes of files that hold overviews alone, which are never read: to build them changes no mask."""
+RAW, BESIDE_RAW = ("ENVI", "EHdr"), (".hdr", ".prj", ".clr", ".stx")
+"""Drivers of samples without a header of their own, and the suffixes of the files that describe them."""
 DECODED_WHOLE = ("WEBP", "JPEGXL")
 """Drivers that decode all of the image for the first of its blocks, whatever they tell of these."""
 MOST_SAMPLES = 10**14
@@ -49,11 +54,26 @@ _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def check_unchanged(source: SourceInfo) -> None:
-    """ChangedError where the file is gone, or its size or time of change are not those of `source`."""
-    if not Path(source.uri).exists():
-        check_identity(source, None)
-    status = local_path(source.uri).stat()
-    check_identity(source, (status.st_size, status.st_mtime_ns))
+    """ChangedError where a file of the image is gone or another one, or one that GDAL would read has appeared beside it."""
+    check_files(source, _sidecars(Path(source.uri), source.driver))
+
+
+def _files(path: Path, dataset: DatasetReader) -> set[Path]:
+    """The files that decide what is read from `dataset`, beside the one at `path`: those that GDAL names, without overviews,
+    and those of `_sidecars`, as GDAL also reads files that it does not name (.aux) or only one of several (.tfw and .wld)."""
+    named = {Path(file) for file in dataset.files if Path(file).suffix.lower() not in OVERVIEWS}
+    return named | set(_sidecars(path, dataset.driver))
+
+
+def _sidecars(path: Path, driver: str) -> list[Path]:
+    """The files beside `path` from which GDAL takes masks, nodata, names of bands and georeferences, if they exist."""
+    ends = path.suffix[1:2] + path.suffix[-1:] + "w"
+    world = (f".{ends}", f"{path.suffix}w", ".wld") if path.suffix else (".wld",)
+    replacing = (*world, ".aux", *(BESIDE_RAW if driver in RAW else ()))
+    appended = (".msk", ".msk.aux.xml", ".aux", *((".hdr",) if driver in RAW else ()))
+    names = [path.stem + end for suffix in replacing for end in (suffix, suffix.upper())]
+    names += [path.name + end for suffix in appended for end in (suffix, suffix.upper())]
+    return [path.parent / name for name in dict.fromkeys((*names, f"{path.name}.aux.xml")) if name != path.name]
 
 
 class RasterFile:
@@ -240,12 +260,9 @@ def _facts(path: Path, dataset: DatasetReader) -> SourceInfo:
     crs, transform = _crs(path, dataset), None
     if crs is not None or not dataset.transform.is_identity:
         transform = (*dataset.transform[:6],)
-    status = path.stat()
     return SourceInfo(
-        uri=str(path),
+        **dict(file_set(path, _files(path, dataset))),
         driver=dataset.driver,
-        size_bytes=status.st_size,
-        mtime_ns=status.st_mtime_ns,
         height=height,
         width=width,
         band_names=_band_names(dataset, bands),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from functools import lru_cache
+from pathlib import Path, PurePath
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -14,7 +17,8 @@ from numpy.typing import NDArray
 
 from pipeline.errors import SourceError
 from pipeline.grid import Window
-from pipeline.image import STATED, SourceInfo, check_identity
+from pipeline.identity import check_files, file_set
+from pipeline.image import STATED, FileSet, FileState, SourceInfo
 from pipeline.plan import SLIDE_CACHE_BYTES
 
 if TYPE_CHECKING:
@@ -31,6 +35,16 @@ PAGE = 1024
 """Side of the squares in which a level is read whose downsample is no whole number: see `SlideFile.read`."""
 STRIP_PIXELS = 1 << 22
 """Pixels that OpenSlide is asked for at a time, with four bytes each."""
+SERIES_TAG = b"\x20\x00\x0e\x00UI"
+"""Series Instance UID (0020,000E) in explicit little endian, as slides have it; two bytes of length follow."""
+SLIDEDAT = "Slidedat.ini"
+"""What names the files of an MRXS slide, in the folder beside it."""
+MOST_INDEX_BYTES = 1 << 22
+"""How much of an index is searched for names of files."""
+_MRXS_FILES = re.compile(rb"^[ \t]*(?:INDEXFILE|FILE_\d+)[ \t]*=[ \t]*([^\r\n]*?)[ \t]*\r?$", re.MULTILINE)
+_VMS_FILES = re.compile(
+    rb"^[ \t]*(?:ImageFile|MapFile|OptimisationFile|MacroImage)(?:\([\d,]*\))?[ \t]*=[ \t]*([^\r\n]*?)[ \t]*\r?$", re.MULTILINE
+)
 
 _VENDOR_MPP = (
     ("aperio.MPP", "aperio.MPP"),
@@ -59,7 +73,7 @@ def describe(path: Path, driver: str, stated_mpp: tuple[float, float] | None, *,
     `stated_mpp` (row, col) goes before all that the file says; `from_power` allows 10 µm / objective power where it says
     nothing. SourceError where the slide is damaged.
     """
-    size_bytes, mtime_ns = identity(path, driver)
+    files = files_of(path, driver)
     slide = _opened(path)
     try:
         shapes = tuple((height, width) for width, height in slide.level_dimensions)
@@ -67,11 +81,9 @@ def describe(path: Path, driver: str, stated_mpp: tuple[float, float] | None, *,
         size, found_in, problem = pixel_size(properties, stated_mpp, from_power=from_power)
         tile = tuple(int(properties.get(f"openslide.level[0].tile-{side}", 256)) for side in ("height", "width"))
         return SourceInfo(
-            uri=str(path),
+            **dict(files),
             reader="slide",
             driver=driver,
-            size_bytes=size_bytes,
-            mtime_ns=mtime_ns,
             height=shapes[0][0],
             width=shapes[0][1],
             band_names=BANDS,
@@ -101,25 +113,60 @@ def _profile(slide: OpenSlide) -> Any:
         return None
 
 
-def identity(path: Path, driver: str) -> tuple[int, int]:
-    """(bytes, latest change in ns) of a slide and of the files that belong to it: MRXS has a folder, DICOM and VMS are one."""
-    if driver == "mirax":
-        files = [path, *path.with_suffix("").glob("*")]
-    elif driver == "dicom" or path.suffix.lower() in (".vms", ".vmu"):
-        files = [path, *path.parent.glob("*")]
-    else:
-        files = [path]
+def files_of(path: Path, driver: str) -> FileSet:
+    """A slide's file and those that belong to it: of DICOM those of its series in its folder, of MRXS and VMS those that their
+    indexes name. What else lies in the folder is no part of it. SourceError where they cannot be listed."""
     try:
-        states = [file.stat() for file in set(files) if file.is_file()]
+        return file_set(path, _beside(path, driver))
     except OSError as e:
         raise SourceError(f"{path} cannot be reached: {e}. Mount the folder, or correct the path") from e
-    return sum(state.st_size for state in states), max(state.st_mtime_ns for state in states)
 
 
 def check_unchanged(source: SourceInfo) -> None:
-    """ChangedError where the slide is gone, or its files are not those of `source`."""
-    path = Path(source.uri)
-    check_identity(source, identity(path, source.driver) if path.exists() else None)
+    """ChangedError where a file of the slide is gone, or is another one; no file is opened."""
+    check_files(source)
+
+
+def _beside(path: Path, driver: str) -> list[Path]:
+    """The other files of a slide."""
+    if driver == "dicom":
+        series = series_of(path)
+        return [file for file in path.parent.iterdir() if file.is_file() and series_of(file) == series]
+    if driver == "mirax":
+        folder = path.with_suffix("")
+        return [folder / SLIDEDAT, *(folder / name for name in _named(folder / SLIDEDAT, _MRXS_FILES))]
+    if path.suffix.lower() in (".vms", ".vmu"):
+        return [path.parent / name for name in _named(path, _VMS_FILES)]
+    return []
+
+
+def _named(index: Path, keys: re.Pattern[bytes]) -> list[str]:
+    """Names of files in the folder of `index` that its lines give under some keys."""
+    with index.open("rb") as file:
+        text = file.read(MOST_INDEX_BYTES)
+    names = [os.fsdecode(match[1]) for match in keys.finditer(text)]
+    return [name for name in names if name == PurePath(name).name]
+
+
+def series_of(path: Path) -> bytes:
+    """Series Instance UID of a DICOM file; its name where none is found, so that it stands for itself."""
+    try:
+        status = path.stat()
+        return _series_of(path, status.st_size, status.st_mtime_ns)
+    except OSError:
+        return path.name.encode()
+
+
+@lru_cache(1 << 14)
+def _series_of(path: Path, _size_bytes: int, _mtime_ns: int) -> bytes:
+    """`series_of` a file of this size and time of change: folders of many slides are listed for each of them."""
+    with path.open("rb") as file:
+        start = file.read(1 << 16)
+    place = start.find(SERIES_TAG)
+    if place < 0:
+        return path.name.encode()
+    text = place + len(SERIES_TAG) + 2
+    return start[text : text + int.from_bytes(start[text - 2 : text], "little")].rstrip(b"\0 ")
 
 
 def pixel_size(
@@ -194,7 +241,7 @@ class SlideFile:
         check_unchanged(source)
         self.source = source
         self._bands, self._level = [band - 1 for band in bands], level
-        self._key = (threading.get_ident(), source.uri, source.size_bytes, source.mtime_ns)
+        self._key = (threading.get_ident(), source.uri, source.size_bytes, source.mtime_ns, source.beside)
         self._slide = _HANDLES.get(self._key)
         if tuple((h, w) for w, h in self._slide.level_dimensions) != source.levels:
             raise SourceError(f"{source.uri} has other levels than were planned: another OpenSlide read it then. Run again")
@@ -286,8 +333,8 @@ def _to_srgb(slide: OpenSlide) -> Any:
     return apply
 
 
-Key = tuple[int, str, int, int]
-"""Thread, path, bytes and time of change of an open slide."""
+Key = tuple[int, str, int, int, tuple[FileState, ...]]
+"""Thread, path, bytes, time of change and other files of an open slide."""
 
 
 class _Handles:

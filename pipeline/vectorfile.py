@@ -31,7 +31,9 @@ from shapely.lib import ShapelyError
 
 from pipeline.alignment import ASAP, GEOJSON, Bounds, LayerInfo
 from pipeline.annotations import ASAP_GROUP, CLASSIFICATION, QUPATH_MARKS, class_name, is_qupath, read_asap
-from pipeline.errors import TruthError
+from pipeline.errors import ChangedError, SourceError, TruthError
+from pipeline.identity import check_files, file_set
+from pipeline.image import FileSet
 
 DRIVERS = {
     ".geojson": GEOJSON,
@@ -120,7 +122,7 @@ def own_field(uri: str, layer: str | None = None) -> str | None:
     TruthError as from `describe`.
     """
     path, driver = _checked(uri)
-    return _header(uri, driver, *_identity(path, driver), layer).own_field
+    return _header(file_set(path, _beside(path, driver)), driver, layer).own_field
 
 
 def describe(uri: str, layer: str | None = None, class_field: str | None = None) -> LayerInfo:
@@ -130,15 +132,16 @@ def describe(uri: str, layer: str | None = None, class_field: str | None = None)
     the layer is not named though there are several, or there is no such field.
     """
     path, driver = _checked(uri)
-    size, mtime = _identity(path, driver)
-    return _describe(uri, driver, size, mtime, layer, class_field)
+    return _describe(file_set(path, _beside(path, driver)), driver, layer, class_field)
 
 
 def check_unchanged(info: LayerInfo) -> None:
-    """TruthError where the file is no longer the one that was described."""
+    """TruthError where a file of the labels is gone, is another one or has appeared since they were described."""
     path, driver = _checked(info.uri)
-    if _identity(path, driver) != (info.size_bytes, info.mtime_ns):
-        raise TruthError(f"labels {info.uri} are not the file that was planned: they were changed since. Run again")
+    try:
+        check_files(info, _beside(path, driver))
+    except (ChangedError, SourceError) as e:
+        raise TruthError(f"labels: {e}") from e
 
 
 def features_near(info: LayerInfo, bounds: Bounds) -> Features:
@@ -231,11 +234,9 @@ def _checked(uri: str) -> tuple[Path, str]:
     return path, driver
 
 
-def _identity(path: Path, driver: str) -> tuple[int, int]:
-    """(bytes, latest change in ns) of a file and of those that belong to it."""
-    beside = (path.with_suffix(case) for suffix in BESIDE.get(driver, ()) for case in (suffix, suffix.upper()))
-    states = [file.stat() for file in (path, *beside) if file.is_file()]
-    return sum(state.st_size for state in states), max(state.st_mtime_ns for state in states)
+def _beside(path: Path, driver: str) -> list[Path]:
+    """The files that belong to one of a format, where they exist."""
+    return [path.with_suffix(case) for suffix in BESIDE.get(driver, ()) for case in (suffix, suffix.upper())]
 
 
 @dataclass
@@ -279,8 +280,8 @@ class _Census:
 
 
 @lru_cache(maxsize=256)
-def _describe(uri: str, driver: str, size: int, mtime: int, layer: str | None, class_field: str | None) -> LayerInfo:
-    header = _header(uri, driver, size, mtime, layer)
+def _describe(files: FileSet, driver: str, layer: str | None, class_field: str | None) -> LayerInfo:
+    uri, header = files.uri, _header(files, driver, layer)
     shapeless = driver == GEOJSON and header.features == 0  # its fields are those of its features
     if class_field is not None and class_field not in header.fields and class_field != header.own_field and not shapeless:
         raise TruthError(
@@ -300,11 +301,9 @@ def _describe(uri: str, driver: str, size: int, mtime: int, layer: str | None, c
     if header.features >= 0 and census.features != header.features:
         raise TruthError(f"labels {uri} end after {census.features} of {header.features} features. Fetch or make the file again")
     return LayerInfo(
-        uri=uri,
+        **dict(files),
         driver=driver,
         layer=header.layer,
-        size_bytes=size,
-        mtime_ns=mtime,
         crs=header.crs,
         field=class_field,
         fields=tuple(header.fields[:100]),
@@ -336,9 +335,9 @@ class _Header:
 
 
 @lru_cache(maxsize=256)
-def _header(uri: str, driver: str, size: int, mtime: int, layer: str | None) -> _Header:
+def _header(files: FileSet, driver: str, layer: str | None) -> _Header:
     read = {"Parquet": _parquet_header, ASAP: _asap_header}.get(driver)
-    return _gdal_header(uri, driver, layer) if read is None else read(uri)
+    return _gdal_header(files.uri, driver, layer) if read is None else read(files.uri)
 
 
 def _gdal_header(uri: str, driver: str, layer: str | None) -> _Header:
@@ -602,11 +601,12 @@ _LOADING = threading.Lock()
 def _loaded(info: LayerInfo) -> _Layer:
     """The whole layer; a process holds the last few."""
     with _LOADING:
-        return _load(info.uri, info.size_bytes, info.mtime_ns, info.layer, info.field, info.driver)
+        files = FileSet(uri=info.uri, size_bytes=info.size_bytes, mtime_ns=info.mtime_ns, beside=info.beside)
+        return _load(files, info.layer, info.field, info.driver)
 
 
 @lru_cache(maxsize=2)
-def _load(uri: str, size: int, mtime: int, layer: str, class_field: str | None, driver: str) -> _Layer:
-    info = LayerInfo(uri=uri, driver=driver, layer=layer, size_bytes=size, mtime_ns=mtime, field=class_field)
+def _load(files: FileSet, layer: str, class_field: str | None, driver: str) -> _Layer:
+    info = LayerInfo(**dict(files), driver=driver, layer=layer, field=class_field)
     features = _read(info, None)
     return _Layer(features, shapely.STRtree(features.shapes))

@@ -41,6 +41,14 @@ def write_raster(path: Path, samples: Any, **profile: Any) -> Path:
     return path
 
 
+def write_mask(image: Path, valid: Any) -> Path:
+    """The mask file `image`.msk of `valid` (h, w): True is real data."""
+    path = write_raster(Path(f"{image}.msk"), np.where(valid, 255, 0).astype(np.uint8))
+    with rasterio.open(path, "r+") as file:
+        file.update_tags(INTERNAL_MASK_FLAGS_1=2)  # as GDAL marks a mask of the whole dataset
+    return path
+
+
 @pytest.fixture
 def raster(tmp_path: Path) -> Callable[..., Path]:
     """Writes samples to a file in the test's own folder: raster(samples, name="a.tif", **profile)."""

@@ -26,7 +26,7 @@ from pipeline.records import PREDICT, BlockRecord
 from pipeline.report.contract import ImageResult
 from pipeline.survey import Division, division
 from pipeline.work import BlockDraft, predict_block
-from tests.conftest import write_raster
+from tests.conftest import write_mask, write_raster
 from tests.making import config, threshold_model
 from tests.test_night import bytes_of, result
 
@@ -185,7 +185,7 @@ def test_labels_of_an_image_that_cannot_be_opened_are_misses(archive: Path) -> N
     assert morning.report.scores.miou < whole.report.scores.miou * 0.7
 
 
-@pytest.mark.parametrize("how", ["changed", "vanished"])
+@pytest.mark.parametrize("how", ["changed", "vanished", "masked"])
 def test_an_image_that_changes_while_it_is_read_is_failed_and_done_anew_by_the_next_run(
     archive: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
@@ -197,14 +197,20 @@ def test_an_image_that_changes_while_it_is_read_is_failed_and_done_anew_by_the_n
         if job.plan.image.stem == "b":
             calls.append(block.index)
             if len(calls) == 4:
-                shutil.copyfile(other, path) if how == "changed" else path.unlink()
+                if how == "changed":
+                    shutil.copyfile(other, path)
+                elif how == "vanished":
+                    path.unlink()
+                else:
+                    write_mask(path, np.zeros((HEIGHT, WIDTH), bool))
         return predict_block(job, block)
 
     with monkeypatch.context() as patch:
         patch.setattr(process, "predict_block", disturbed)
         morning = night(archive)
     assert result(morning, "b").state == "failed"
-    assert ("not the file that was planned" if how == "changed" else "has vanished") in str(result(morning, "b").error)
+    said = {"changed": "b.tif is not the file", "vanished": "b.tif has vanished", "masked": "b.tif.msk, which belongs to b.tif"}
+    assert said[how] in str(result(morning, "b").error)
     assert result(morning, "a").state == result(morning, "c").state == "complete"
     assert not list((archive / "out" / "masks").glob("b-*/.*"))
 
@@ -213,6 +219,9 @@ def test_an_image_that_changes_while_it_is_read_is_failed_and_done_anew_by_the_n
     if how == "changed":
         assert result(second, "b").state == "complete"
         assert result(second, "b").class_px == [PIXELS, 0]
+        assert second.report.changes.changed == [str(path)]
+    elif how == "masked":
+        assert (result(second, "b").state, result(second, "b").no_data_px) == ("empty", PIXELS)
         assert second.report.changes.changed == [str(path)]
     else:
         assert second.report.changes.vanished == [str(path)]
@@ -475,6 +484,24 @@ def test_new_changed_and_vanished_images_are_told_apart_and_only_the_first_two_c
     assert third.report.changes is not None
     assert third.report.changes.vanished == []
     assert third.report.changes.unchanged == 3
+
+
+def test_a_mask_file_that_is_written_again_between_two_nights_makes_its_image_anew(
+    archive: Path, predicted: list[tuple[str, int]]
+) -> None:
+    """The second mask has the size of the first and is older: the image is not the same all the same."""
+    scene, valid = archive / "scenes" / "a.tif", np.zeros((HEIGHT, WIDTH), bool)
+    valid[:500] = True
+    write_mask(scene, valid)
+    assert result(night(archive), "a").no_data_px == 530 * WIDTH
+    sidecar = write_mask(scene, ~valid)
+    os.utime(sidecar, ns=(1, 1))
+    predicted.clear()
+    second = night(archive)
+    assert result(second, "a").no_data_px == 500 * WIDTH
+    assert {stem for stem, _ in predicted} == {"a"}
+    assert second.report.changes is not None
+    assert second.report.changes.changed == [str(scene)]
 
 
 # --- an archive in parts -------------------------------------------------------------------------------------------------

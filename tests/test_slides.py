@@ -295,16 +295,6 @@ def test_a_slide_that_was_replaced_is_not_read_on(tmp_path: Path, aperio: Path) 
         open_source(spec)
 
 
-def test_a_slide_of_many_files_has_the_identity_of_all(tmp_path: Path) -> None:
-    index, part = tmp_path / "a.mrxs", tmp_path / "a" / "Data0001.dat"
-    part.parent.mkdir()
-    index.write_bytes(b"12")
-    part.write_bytes(b"345")
-    size, mtime = slidefile.identity(index, "mirax")
-    assert (size, mtime) == (5, max(file.stat().st_mtime_ns for file in (index, part)))
-    assert slidefile.identity(index, "aperio")[0] == 2
-
-
 def test_16_bits_stay_16_and_a_pyramid_in_subifds_is_read_whole(tmp_path: Path) -> None:
     """OpenSlide would make 16 bits 8, and see one level of an OME-TIFF: GDAL reads these, with the size that OME states."""
     deep = np.random.default_rng(0).integers(0, 65536, (3, 300, 280), np.uint16)
@@ -331,12 +321,12 @@ def test_handles_are_few_and_share_a_cache(tmp_path: Path, aperio: Path, monkeyp
     paths = [tmp_path / f"{i}.svs" for i in range(3)]
     for path in paths:
         shutil.copy(aperio, path)
-    opened = [handles.get((0, str(path), 0, 0)) for path in paths]
+    opened = [handles.get((0, str(path), 0, 0, ())) for path in paths]
     assert [key[1] for key in handles._open] == [str(path) for path in paths[1:]]
-    assert handles.get((0, str(paths[2]), 0, 0)) is opened[2]
+    assert handles.get((0, str(paths[2]), 0, 0, ())) is opened[2]
     assert np.asarray(opened[0].read_region((0, 0), 0, (5, 5))).shape == (5, 5, 4)  # its reader still has it
-    handles.drop((0, str(paths[2]), 0, 0))
-    assert handles.get((0, str(paths[2]), 0, 0)) is not opened[2]
+    handles.drop((0, str(paths[2]), 0, 0, ()))
+    assert handles.get((0, str(paths[2]), 0, 0, ())) is not opened[2]
 
 
 def test_dicom_is_read_at_its_stated_size(data: Path) -> None:
