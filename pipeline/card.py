@@ -157,6 +157,11 @@ class ModelCard(Frozen):
     """Digest of that file: another file is refused."""
     weights_bytes: int = Field(default=0, ge=0)
     """Size of that file; for the plan's memory only."""
+    version: str | None = Field(default=None, min_length=1, max_length=120)
+    """Any text that its author changes with the code or files of the model that no digest covers. For `callable` it stands for
+    the code's digest, which is not taken then."""
+    code_sha256: str | None = None
+    """Digest of the Python code of a `callable` model: other code is refused. Left out of model.json, each plan computes it."""
     bands: tuple[str, ...] = Field(min_length=1)
     """Names of the bands, in the order of the network's input."""
     dtype: Literal["uint8", "uint16", "int16", "float32"]
@@ -213,8 +218,10 @@ class ModelCard(Frozen):
         """Hash of all that decides what the model answers: the card without its prose and its costs, and the weights' digest.
 
         What was found of the receptive field is left out too: it may choose tile and overlap, which a plan's digest has itself.
+        Fields of code are left out where they say nothing, as in cards of earlier versions, whose digests stay valid so.
         """
-        return digest_of(self.model_dump(mode="json", exclude=NO_ANSWER))
+        unset = {name for name in ("version", "code_sha256") if getattr(self, name) is None}
+        return digest_of(self.model_dump(mode="json", exclude=NO_ANSWER | unset))
 
     def activation_bytes(self, tile: int) -> int:
         """Peak memory of a forward pass of one tile beside weights and input: as measured for this tile, else by its pixels."""

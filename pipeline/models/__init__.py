@@ -107,11 +107,15 @@ def save_card(folder: Path, card: ModelCard) -> None:
 
 
 def usable_card(folder: Path, *, trust_code: bool) -> ModelCard:
-    """The card of the model in `folder`; PlanError where that model cannot be used, before anything is spent on it."""
+    """The card of the model in `folder`, of a callable one with the digest of its code; PlanError where that model cannot be
+    used, before anything is spent on it."""
+    from pipeline.models.code import with_code
+
     try:
         card = read_card(folder)
         check_trusted(card, trust_code)
         verify_weights(folder, card)
+        card = with_code(card)
     except ModelError as e:
         raise PlanError(str(e)) from e
     return card

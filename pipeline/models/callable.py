@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from pipeline.card import ModelCard
 from pipeline.errors import ModelError
 from pipeline.models.batches import check_batch, check_output, padded
+from pipeline.models.code import function_name, load_function
 from pipeline.models.predictor import Predictor
 
 
@@ -23,22 +23,13 @@ class CallablePredictor(Predictor):
     """
 
     def __init__(self, card: ModelCard, *, batch: int, flips: int) -> None:
-        name = card.architecture.get("function")
-        if not isinstance(name, str) or name.count(":") != 1:
-            raise ModelError(f"model {card.name!r}: architecture.function is {name!r}, it must be 'package.module:function'")
+        function_name(card)
         if flips != 1:
             raise ModelError(
                 f"model {card.name!r} is a function of its own: model.test_time_flips {flips} does not reach it. Set 1"
             )
-        module, attribute = name.split(":")
-        try:
-            function = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as e:
-            raise ModelError(
-                f"model {card.name!r} calls {name}, which cannot be imported: {e}. Install its package on every worker"
-            ) from e
         super().__init__(card)
-        self.group, self._function = batch, function
+        self.group, self._function = batch, load_function(card)
         self._arguments: dict[str, Any] = card.architecture.get("arguments", {})
 
     def outputs(self, data: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[np.float32]:
