@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from pathlib import Path, PurePath
 
 from pipeline.alignment import beside
@@ -25,6 +26,8 @@ SUFFIXES = (
 """What is taken for an image in a folder; formats without a suffix of their own (ENVI) are named by glob or manifest."""
 DICOM = ".dcm"
 """Of DICOM, a slide is all files of a series in a folder: the first by name stands for it."""
+WRITTEN = ("masks", "parts", "runs", "tissue")
+"""Folders that runs fill in their output."""
 UNFINISHED = (".partial", ".part", ".tmp")
 """Endings, before the suffix, of files that are still being written."""
 
@@ -81,6 +84,7 @@ def _listed(entry: str, config: Config) -> tuple[list[ImageSpec], bool]:
     if path.suffix.lower() in (".csv", ".parquet") and (path.is_file() or not glob.has_magic(entry)):
         return _manifest(path, config), False
     if path.is_file():
+        _check_not_written(path, config.output)
         return _images([path], config), False
     if glob.has_magic(entry):
         return _images(_one_a_slide(_in_glob(entry, config.output)), config), True
@@ -92,21 +96,49 @@ def _images(paths: Iterable[Path], config: Config) -> list[ImageSpec]:
 
 
 def _in_folder(folder: Path, output: Path) -> Iterator[Path]:
-    """Image files below `folder`; links to folders are not followed, as they may lead back."""
-    for parent, folders, names in folder.absolute().walk():
-        folders[:] = [name for name in folders if not name.startswith(".") and parent / name != output]
-        if parent != output:
-            yield from (parent / name for name in names if PurePath(name).suffix.lower() in SUFFIXES and _finished(name))
+    """Image files below `folder`, but for those of the output, by whatever links either is reached; links to folders are not
+    followed, as they may lead back."""
+    top, out = folder.absolute(), _real(output)
+    real_top = _real(top)
+    for parent, folders, names in top.walk():
+        real = real_top / parent.relative_to(top)
+        folders[:] = [name for name in folders if not name.startswith(".") and not _of_a_run(real / name, out)]
+        if real != out:
+            images = (parent / name for name in names if PurePath(name).suffix.lower() in SUFFIXES and _finished(name))
+            yield from (path for path in images if not (path.is_symlink() and _real(path).is_relative_to(out)))
 
 
 def _in_glob(pattern: str, output: Path) -> Iterator[Path]:
     """Files that match; where the pattern leaves the suffix open, only images."""
-    any_suffix = PurePath(pattern).suffix not in ("", ".*")
+    any_suffix, out, real = PurePath(pattern).suffix not in ("", ".*"), _real(output), lru_cache(1 << 10)(_real)
     for name in glob.iglob(pattern, recursive=True):  # noqa: PTH207 (pathlib takes no absolute pattern)
         path = Path(os.path.normpath(name)).absolute()
         fits = (any_suffix or path.suffix.lower() in SUFFIXES) and _finished(path.name)
-        if fits and not path.is_relative_to(output) and not path.is_dir():  # links to nothing stay, and are told
+        if not fits or path.is_dir():  # links to nothing stay, and are told
+            continue
+        place = _real(path) if path.is_symlink() else real(path.parent)
+        if not place.is_relative_to(out):
             yield path
+
+
+def _real(path: Path) -> Path:
+    """`path` without symbolic links, as far as it exists; a loop of links stays as it is."""
+    return Path(os.path.realpath(path))
+
+
+def _of_a_run(real: Path, out: Path) -> bool:
+    """Whether a folder without links is the output, or one that runs fill there: for where the output holds the archive."""
+    return real == out or (real.parent == out and real.name in WRITTEN)
+
+
+def _check_not_written(path: Path, output: Path) -> None:
+    """ConfigError for a file that is named as an image, and that a run has written."""
+    real, out = _real(path), _real(output)
+    if real.is_relative_to(out) and real.relative_to(out).parts[0] in WRITTEN:
+        raise ConfigError(
+            f"archive.images: {path} lies in {out}, where runs keep what they make: masks and pictures of masks would be "
+            "segmented. Name an image, or choose another output"
+        )
 
 
 def _one_a_slide(paths: Iterable[Path]) -> Iterator[Path]:

@@ -58,6 +58,50 @@ def test_the_output_folder_is_no_archive(place: Path) -> None:
     assert "out/masks/h.tif" not in names(found(place, "**/*.tif"), place)
 
 
+@pytest.mark.parametrize("entry", ["link", "link/**/*.tif", "link/*/*.tif"])
+def test_the_output_in_an_archive_that_is_reached_by_a_link_is_no_part_of_it(place: Path, entry: str) -> None:
+    (place / "all" / "scenes").mkdir(parents=True)
+    (place / "all" / "scenes" / "a.tif").touch()
+    (place / "out").rename(place / "all" / "out")
+    (place / "all" / "out" / "h.tif").touch()
+    (place / "link").symlink_to("all")
+    settings = {"name": "test", "output": "all/out", "archive": {"images": entry}, "model": {"path": "model"}}
+    assert names(discover(Config.model_validate(settings).located(place)), place) == ["link/scenes/a.tif"]
+
+
+@pytest.mark.parametrize("entry", ["scenes", "scenes/**/*.tif", "scenes/*"])
+def test_an_output_that_an_archive_has_a_link_to_is_no_part_of_it(place: Path, entry: str) -> None:
+    before = found(place, entry)
+    (place / "scenes" / "masks").symlink_to(place / "out")
+    (place / "scenes" / "made.tif").symlink_to(place / "out" / "masks" / "h.tif")
+    (place / "scenes" / "elsewhere.tif").symlink_to(place / "scenes" / "a.tif")
+    (place / "out" / "masks" / "deep").mkdir()
+    (place / "out" / "masks" / "deep" / "i.tif").touch()
+    after = found(place, entry)
+    assert sorted([*names(before, place), "scenes/elsewhere.tif"]) == names(after, place)
+
+
+def test_what_runs_write_is_left_out_where_the_output_holds_the_archive(place: Path) -> None:
+    (place / "runs").mkdir()
+    (place / "runs" / "picture.png").touch()
+    for output in (".", "here"):
+        (place / "here").unlink(missing_ok=True)
+        (place / "here").symlink_to(".")
+        settings = {"name": "test", "output": output, "archive": {"images": "."}, "model": {"path": "model"}}
+        images = names(discover(Config.model_validate(settings).located(place)), place)
+        assert "scenes/a.tif" in images
+        assert "runs/picture.png" not in images
+
+
+def test_a_file_that_a_run_has_written_cannot_be_named(place: Path) -> None:
+    (place / "link").symlink_to("out")
+    for name in ("out/masks/h.tif", "link/masks/h.tif"):
+        with pytest.raises(ConfigError, match=r"h\.tif lies in .*out, where runs keep what they make"):
+            found(place, name)
+    (place / "out" / "x.tif").touch()
+    assert names(found(place, "out/x.tif"), place) == ["out/x.tif"]
+
+
 def test_labels_come_by_pattern_and_only_where_they_are(place: Path) -> None:
     truth = {image.stem: image.truth for image in found(place, "scenes", pattern="{dir}/{stem}_label.tif")}
     assert truth == {"a": str(place / "scenes/a_label.tif"), "b": None, "c": None, "d": None}
