@@ -10,7 +10,6 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from pipeline import __version__
 from pipeline.alignment import MaskFacts, TruthSpec
 from pipeline.card import ModelCard, digest_of
 from pipeline.codes import mask_codes
@@ -21,6 +20,13 @@ from pipeline.grid import Block, Lattice, Window, blocks
 from pipeline.image import Frozen, ImageSpec, SourceInfo, WorkingGrid
 from pipeline.tissue import TissueMap
 
+ENGINE = "0"
+"""Version of the arithmetic: part of every plan's digest, whatever the version of the package.
+
+Raise it with each change after which an equal plan gives other bytes in any mask: of reading, resampling, tiling, blending,
+rounding, codes or levels. Masks of earlier versions are then computed again, instead of being kept beside those of this one.
+A change of speed, of the store's compression or of reports is none. tests/test_golden.py notices.
+"""
 MIB = 1024**2
 REDUNDANCY_TARGET = 0.05
 """Largest share of tiles predicted more than once that `block: auto` accepts."""
@@ -129,7 +135,7 @@ class Plan(Frozen):
 
     @cached_property
     def digest(self) -> str:
-        """Hash of everything that determines the mask: image identity, model, classes, tiling, resolution, version.
+        """Hash of everything that determines the mask: image identity, model, classes, tiling, resolution, engine.
 
         The CRS is left out: it follows from the image, and one system has several texts.
         """
@@ -142,7 +148,7 @@ class Plan(Frozen):
             "tiling": [self.tile, self.overlap, self.blend, self.block_shape, self.chunk_shape],
             "arithmetic": [self.batch, self.precision, self.flips, self.compiled],
             "confidence": self.store_confidence,
-            "major": __version__.split(".")[0],
+            "major": ENGINE,
         }
         if self.tissue is not None or self.area is not None:
             tissue = self.tissue and [self.tissue.height, self.tissue.width, self.tissue.digest]
