@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
-from urllib.parse import urlsplit
 
 from pipeline.config import ClassCluster, ClusterConfig, LocalCluster, RemoteCluster, SerialCluster
 from pipeline.dispatch import Outcome, Window, Workers, run_tasks
-from pipeline.errors import ClusterError, ConfigError
+from pipeline.errors import ClusterError
 from pipeline.models import cuda_devices, cuda_memory
 from pipeline.plan import Budget
 from pipeline.stop import Stop, stopping_on_signals
@@ -24,7 +22,6 @@ MIB = 1024**2
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(512 * MIB), "MALLOC_MMAP_THRESHOLD_": str(32 * MIB)}
 """glibc keeps what a worker frees for its next tile. Dask's own setting gives it back at once; fetching it again, page by page,
 took a third of a worker's time around a cheap model."""
-_LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
 
 def memory_per_worker(config: ClusterConfig) -> int:
@@ -79,6 +76,8 @@ def open_workers(config: ClusterConfig) -> Iterator[Workers]:
     _configure_dask()
     from distributed import Client
 
+    from pipeline.clusterclass import class_cluster
+
     with ExitStack() as stack:
         try:
             if isinstance(config, LocalCluster):
@@ -93,7 +92,7 @@ def open_workers(config: ClusterConfig) -> Iterator[Workers]:
                 threads = config.threads or max(1, own // config.blocks_at_once)
                 words = f"{count} worker{'s' * (count > 1)} of {config.address or config.scheduler_file}"
             else:
-                cluster = stack.enter_context(_class_cluster(config))
+                cluster = stack.enter_context(class_cluster(config))
                 client = stack.enter_context(Client(cluster))
                 count, threads = config.workers or config.maximum or 1, config.threads or 1
                 words = f"{count} workers of {config.cls}"
@@ -125,7 +124,9 @@ def _configure_dask() -> None:
 
 
 def _local_cluster(config: LocalCluster, count: int, memory: int) -> Any:
-    """Nannies on loopback; where there are GPUs, each worker sees one of them."""
+    """Nannies on loopback, with certificates that no other user of this host has; where there are GPUs, each worker sees one of
+    them."""
+    from pipeline.connections import temporary_security
     from pipeline.nannies import local_cluster
 
     gpus = cuda_devices()
@@ -138,7 +139,7 @@ def _local_cluster(config: LocalCluster, count: int, memory: int) -> Any:
     }
     workers = [options | ({"env": {"CUDA_VISIBLE_DEVICES": gpus[index % len(gpus)]}} if gpus else {}) for index in range(count)]
     scheduler = {"host": "127.0.0.1", "port": 0, "dashboard": config.dashboard, "dashboard_address": "127.0.0.1:0"}
-    return local_cluster(workers, scheduler)
+    return local_cluster(workers, scheduler, temporary_security())
 
 
 def _remote_client(config: RemoteCluster) -> Any:
@@ -166,26 +167,7 @@ def _remote_client(config: RemoteCluster) -> Any:
 
 
 def _check_private(config: RemoteCluster, where: str, address: str) -> None:
-    """ConfigError where others could listen to what goes to the scheduler."""
-    parts = urlsplit(address)
-    if parts.scheme != "tls" and parts.hostname not in _LOOPBACK and not config.insecure:
-        raise ConfigError(
-            f"{where} {address}, plain TCP to another host: whoever listens there, or on the way, could run code on the workers "
-            "and here. Use tls:// with certificates, or set cluster.insecure: true on a network you trust"
-        )
+    from pipeline.connections import check_private
 
-
-@contextmanager
-def _class_cluster(config: ClassCluster) -> Iterator[Any]:
-    module, _, name = config.cls.rpartition(".")
-    try:
-        made = getattr(importlib.import_module(module), name)(**config.arguments)
-    except (ImportError, AttributeError) as e:
-        package = module.split(".")[0].replace("_", "-")
-        raise ClusterError(f"cluster.class {config.cls} cannot be imported ({e}). Is {package} installed beside gigamask?") from e
-    with made as cluster:
-        if config.maximum is not None:
-            cluster.adapt(minimum=config.minimum or 0, maximum=config.maximum)
-        else:
-            cluster.scale(config.workers)
-        yield cluster
+    if not config.insecure:
+        check_private(where, [address], remedy="Use tls:// with certificates")

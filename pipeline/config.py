@@ -28,6 +28,8 @@ from pipeline.image import Resolution
 from pipeline.statistics.measures import CLASS_MEASURES, MEASURES
 
 LAST_ACCEPTED, NO_BASELINE = "last-accepted", "none"
+SECRET = frozenset({"webhook", "command", "arguments"})
+"""Keys whose values may hold passwords and tokens: error messages never show them."""
 LARGEST_TOLERANCE_PX = 16
 """What lies farther apart is no question of a border's place."""
 
@@ -35,7 +37,7 @@ LARGEST_TOLERANCE_PX = 16
 class Section(BaseModel):
     """A part of the configuration: frozen, and no key that it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True)
 
 
 def _mpp(value: Any) -> Any:
@@ -232,7 +234,7 @@ class SerialCluster(Section):
 
 
 class LocalCluster(Section):
-    """Worker processes on this machine, on loopback."""
+    """Worker processes on this machine, on loopback, with TLS certificates of their own."""
 
     type: Literal["local"] = "local"
     workers: int | None = Field(default=None, ge=1)
@@ -284,13 +286,18 @@ class RemoteCluster(Section):
 
 
 class ClassCluster(Section):
-    """Any Dask cluster class, such as dask_jobqueue.SLURMCluster or dask_kubernetes.operator.KubeCluster."""
+    """Any Dask cluster class (a subclass of `distributed.deploy.Cluster`), such as dask_jobqueue.SLURMCluster or
+    dask_kubernetes.operator.KubeCluster."""
 
     type: Literal["class"]
     cls: str = Field(alias="class", pattern=r"^[A-Za-z_][\w.]*\.[A-Za-z_]\w*$")
     """Dotted path of the class."""
-    arguments: dict[str, Any] = Field(default_factory=dict)
-    """Its keyword arguments."""
+    arguments: dict[str, Any] = Field(default_factory=dict, repr=False)
+    """Its keyword arguments, which no report shows. `security` may be `true` (temporary certificates, the default where the class
+    takes them) or a mapping of `distributed.security.Security`: `{tls_ca_file: ..., tls_scheduler_cert: ..., ...}`."""
+    insecure: bool = False
+    """Allow a scheduler in plain TCP that other hosts reach: whoever reaches it can run code on the workers and here. No
+    certificates are made then."""
     workers: int | None = Field(default=None, ge=1)
     """Fixed number of workers."""
     minimum: int | None = Field(default=None, ge=0)
@@ -509,9 +516,9 @@ class HooksConfig(Section):
     on: list[Literal["success", "failure", "crash", "cancellation"]] = ["failure", "crash", "cancellation"]
     """success: exit code 0; failure: any other, with a report; crash: the run broke off; cancellation: Ctrl-C, SIGTERM, or
     cancelled in Prefect."""
-    webhook: str | None = Field(default=None, pattern=r"^https?://\S+$")
+    webhook: str | None = Field(default=None, pattern=r"^https?://\S+$", repr=False)
     """Gets a POST with a small JSON document."""
-    command: list[str] | None = Field(default=None, min_length=1)
+    command: list[str] | None = Field(default=None, min_length=1, repr=False)
     """Program and arguments, started without a shell; gets the same JSON on its standard input."""
     timeout_s: float = Field(default=30, gt=0)
     """How long either may take. Their failures are told and change nothing."""
@@ -548,6 +555,10 @@ class Config(Section):
         if asking and self.report.baseline == NO_BASELINE:
             raise ValueError(f"gates.{asking[0]}.max_drop needs an earlier run, and report.baseline is none")
         return self
+
+    def reported(self) -> dict[str, Any]:
+        """Return the configuration as reports keep it: without what may hold secrets and decides no mask."""
+        return self.model_dump(mode="json", exclude={"hooks": True, "cluster": {"arguments"}})
 
     def located(self, folder: Path) -> Config:
         """This config with every path absolute, taken from `folder`, the config file's own."""
@@ -612,8 +623,17 @@ def yaml_of(text: str, where: str) -> Any:
     """What a YAML document holds; ConfigError where it is none."""
     try:
         return yaml.safe_load(text)
+    except yaml.MarkedYAMLError as e:
+        raise ConfigError(f"{where}: is not YAML: {_where(e)}") from None  # its own words quote lines, which may hold secrets
     except (yaml.YAMLError, ValueError, RecursionError) as e:  # the last two: days that are none, thousands of brackets
         raise ConfigError(f"{where}: is not YAML: {str(e)[:500]}") from e
+
+
+def _where(error: yaml.MarkedYAMLError) -> str:
+    """Return what a YAML document has wrong, and where, without a word of the document."""
+    mark = error.problem_mark or error.context_mark
+    place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+    return ", ".join(filter(None, (error.context, error.problem)))[:500] + place
 
 
 def config_of(data: dict[str, Any], folder: Path, where: str) -> Config:
@@ -641,9 +661,15 @@ def _explain(where: str, error: Any) -> str:
         return f"{where}: {key}: unknown key. {fix}"
     if error["type"] == "missing":
         return f"{where}: {key}: is missing and has no default"
-    told = parts and parts[-1] != "webhook"  # an address may hold a secret
-    given = f" (given: {_SHORT.repr(value)})" if told else ""
+    given = "" if not parts or SECRET.intersection(parts) else f" (given: {_SHORT.repr(_shown(value))})"
     return f"{where}: {key}: {error['msg'].removeprefix('Value error, ')}{given}"
+
+
+def _shown(value: Any) -> Any:
+    """Return `value` without what its secret keys hold."""
+    if isinstance(value, dict):
+        return {key: "..." if key in SECRET else _shown(inner) for key, inner in value.items()}
+    return [_shown(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _section(loc: tuple[Any, ...]) -> type[BaseModel] | None:

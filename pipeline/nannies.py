@@ -12,6 +12,7 @@ from typing import Any
 
 from distributed import Nanny, Scheduler, SpecCluster
 from distributed.core import Status
+from distributed.security import Security
 
 MEND_SECONDS = 2.0
 """How often it is looked whether all nannies are there."""
@@ -68,12 +69,16 @@ class LocalNannies(SpecCluster):
 
 
 @contextmanager
-def local_cluster(workers: list[dict[str, Any]], scheduler: dict[str, Any]) -> Iterator[SpecCluster]:
-    """A scheduler in this process and one nannied worker for each of the given options."""
+def local_cluster(workers: list[dict[str, Any]], scheduler: dict[str, Any], security: Security) -> Iterator[SpecCluster]:
+    """Start a scheduler in this process and one nannied worker for each of the given options. They talk to each other, and to
+    the client, by TLS with the certificates of `security`."""
+    encrypted = {"security": security, "protocol": "tls://"}
+    workers, scheduler = [{**options, **encrypted} for options in workers], {**scheduler, **encrypted}
     spec = {name: {"cls": WatchedNanny, "options": {**options, "preload": [__name__]}} for name, options in enumerate(workers)}
     with LocalNannies(  # type: ignore[no-untyped-call]
         workers=spec.copy(),
         scheduler={"cls": Scheduler, "options": scheduler},
+        security=security,
         silence_logs=logging.ERROR,
         name="gigamask",
     ) as cluster:

@@ -228,7 +228,7 @@ def software() -> dict[str, str]:
 def _report(night: Night, images: list[ImageResult]) -> RunReport:
     config, card = night.config, night.survey.card
     finished = dt.datetime.now(dt.UTC)
-    facts = config.model_dump(mode="json", exclude={"hooks"})  # a webhook's address is a secret, and makes no mask another
+    facts = config.reported()
     return RunReport(
         run_id=night.run_id,
         name=config.name,

@@ -14,12 +14,15 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+import psutil
 import pytest
+from distributed.deploy.cluster import Cluster
 from pydantic import TypeAdapter
 
 from pipeline import dispatch
 from pipeline.cluster import Workers, local_workers, open_workers, run_tasks, worker_budget
 from pipeline.config import ClusterConfig, LocalCluster
+from pipeline.connections import temporary_security
 from pipeline.dispatch import MOST_ATTEMPTS, Window
 from pipeline.errors import ClusterError, ConfigError
 
@@ -288,13 +291,38 @@ def test_without_any_worker_the_run_ends_and_says_so(monkeypatch: pytest.MonkeyP
             list(run_tasks(square, [("lonely", (1,))], workers))
 
 
-def test_workers_listen_on_loopback_only() -> None:
+def listening() -> set[str]:
+    """Hosts that this process and its children listen on."""
+    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    found = [c for process in processes for c in process.net_connections(kind="inet") if c.status == psutil.CONN_LISTEN]
+    return {connection.laddr.ip for connection in found}
+
+
+def test_workers_listen_on_loopback_only_and_by_tls() -> None:
     with open_workers(configured(type="local", workers=1, memory_gib=1)) as workers:
         assert workers.client is not None
+        workers.client.wait_for_workers(1)
         info = workers.client.scheduler_info()
         addresses = [info["address"], *info["workers"], *(w["nanny"] for w in info["workers"].values())]
-        assert all(address.startswith("tcp://127.0.0.1:") for address in addresses)
+        assert len(addresses) == 3
+        assert all(address.startswith("tls://127.0.0.1:") for address in addresses)
+        assert listening() == {"127.0.0.1"}
         assert workers.client.run(lambda: os.environ.get("CUDA_VISIBLE_DEVICES", "")) is not None
+
+
+def test_another_user_of_the_host_cannot_send_tasks() -> None:
+    from distributed import Client
+
+    with open_workers(configured(type="local", workers=1, memory_gib=1)) as workers:
+        assert workers.client is not None
+        address = workers.client.scheduler_info()["address"]
+        for strange in (None, temporary_security()):
+            url = address if strange else address.replace("tls", "tcp")
+            with (
+                pytest.raises(OSError, match=r"TCP \(closed\)|TLS certificate does not match"),
+                Client(url, security=strange, timeout=2),
+            ):
+                pass
 
 
 def test_plain_tcp_to_another_host_needs_a_word() -> None:
@@ -326,16 +354,112 @@ def test_a_running_scheduler_is_joined() -> None:
         assert dict(run_tasks(square, [("joined", (5,))], workers))["joined"].result == 25
 
 
+HERE = {"n_workers": 0, "processes": False, "dashboard_address": None}
+"""Arguments of a LocalCluster: a scheduler in this process, workers as threads."""
+
+
+def of_class(name: str, arguments: dict[str, Any] | None = None, **settings: object) -> ClusterConfig:
+    return configured(type="class", **{"class": name}, arguments=arguments or {}, **{"workers": 1, **settings})
+
+
 def test_any_cluster_class_can_be_named() -> None:
-    arguments = {"n_workers": 0, "processes": False, "dashboard_address": None, "protocol": "tcp://"}
-    config = configured(type="class", **{"class": "distributed.LocalCluster"}, arguments=arguments, workers=1)
-    with open_workers(config) as workers:
+    with open_workers(of_class("distributed.LocalCluster", HERE)) as workers:
         assert dict(run_tasks(square, [("class", (6,))], workers))["class"].result == 36
     with (
-        pytest.raises(ClusterError, match="Is dask-jobqueue installed beside gigamask"),
-        open_workers(configured(type="class", **{"class": "dask_jobqueue.SLURMCluster"}, workers=1)),
+        pytest.raises(ClusterError, match="Is dask-nowhere installed beside gigamask"),
+        open_workers(of_class("dask_nowhere.NowhereCluster")),
     ):
         pass
+
+
+def test_a_class_that_takes_certificates_gets_temporary_ones() -> None:
+    with open_workers(of_class("distributed.LocalCluster", HERE | {"host": "0.0.0.0"})) as workers:
+        assert workers.client is not None
+        assert workers.client.cluster.scheduler.listeners[0].listen_address.startswith("tls://0.0.0.0:")
+        assert dict(run_tasks(square, [("open", (7,))], workers))["open"].result == 49
+
+
+def test_a_scheduler_in_plain_tcp_that_others_reach_is_closed_before_it_has_a_task() -> None:
+    arguments = HERE | {"host": "0.0.0.0", "protocol": "tcp://"}
+    before = listening()
+    words = r"LocalCluster: its scheduler listens on tcp://0.0.0.0:\d+, plain TCP .* set cluster.insecure: true"
+    with pytest.raises(ConfigError, match=words), open_workers(of_class("distributed.LocalCluster", arguments)):
+        pass
+    assert listening() == before
+    with open_workers(of_class("distributed.LocalCluster", arguments, insecure=True)) as workers:
+        assert dict(run_tasks(square, [("declared", (8,))], workers))["declared"].result == 64
+
+
+def test_a_user_may_bring_certificates(tmp_path: Path) -> None:
+    own = temporary_security()
+    (tmp_path / "both.pem").write_text(f"{own.tls_scheduler_key}{own.tls_scheduler_cert}")
+    files = dict.fromkeys(["tls_ca_file", *(f"tls_{role}_cert" for role in ("scheduler", "worker", "client"))], tmp_path)
+    security = {name: str(folder / "both.pem") for name, folder in files.items()}
+    with open_workers(of_class("distributed.LocalCluster", HERE | {"host": "0.0.0.0", "security": security})) as workers:
+        assert workers.client is not None
+        assert workers.client.cluster.scheduler.address.startswith("tls://")
+        assert dict(run_tasks(square, [("own", (9,))], workers))["own"].result == 81
+    with (
+        pytest.raises(ConfigError, match=r"cluster.arguments.security: .*tls_certificate"),
+        open_workers(of_class("distributed.LocalCluster", HERE | {"security": {"tls_certificate": "me.pem"}})),
+    ):
+        pass
+
+
+class Forwarded(Cluster):  # type: ignore[misc]
+    """A cluster whose scheduler is elsewhere, and is reached through a forwarded port: as those of Kubernetes are."""
+
+    scheduler_address = "tcp://127.0.0.1:40000"
+    closed = False
+
+    def __init__(self, token: str = "") -> None:
+        if token:
+            raise ValueError(f"nobody knows {token!r}")
+        self.scheduler_info = {"address": "tcp://10.1.2.3:8786"}
+
+    def __enter__(self) -> Forwarded:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        Forwarded.closed = True
+
+
+def test_a_forwarded_port_does_not_make_a_scheduler_private() -> None:
+    with (
+        pytest.raises(ConfigError, match=r"Forwarded: its scheduler listens on tcp://127.0.0.1:40000, plain TCP"),
+        open_workers(of_class("tests.test_cluster.Forwarded")),
+    ):
+        pass
+    assert Forwarded.closed
+
+
+@pytest.mark.parametrize(("name", "kind"), [("os.system", "builtin_function_or_method"), ("subprocess.Popen", "type")])
+def test_what_is_no_cluster_class_is_not_called(name: str, kind: str, tmp_path: Path) -> None:
+    words = f"cluster.class {name} is a {kind} and not a Dask cluster class .* not called"
+    arguments = {"args" if name.endswith("Popen") else "command": ["touch", str(tmp_path / "called")]}
+    with pytest.raises(ConfigError, match=words), open_workers(of_class(name, arguments)):
+        pass
+    assert not (tmp_path / "called").exists()
+
+
+def test_a_class_that_does_not_start_shows_no_secret_of_its_arguments() -> None:
+    with (
+        pytest.raises(ClusterError, match=r'Forwarded does not start: ValueError: nobody knows "\.\.\."$') as raised,
+        open_workers(of_class("tests.test_cluster.Forwarded", {"token": "a'long\\passphrase"})),
+    ):
+        pass
+    assert "passphrase" not in "".join(traceback.format_exception(raised.value))
+
+
+def test_the_dashboard_of_a_class_is_on_loopback_where_nothing_is_said() -> None:
+    arguments = {"n_workers": 0, "processes": False, "host": "0.0.0.0"}
+    with open_workers(of_class("distributed.LocalCluster", arguments)) as workers:
+        assert workers.client is not None
+        scheduler = workers.client.cluster.scheduler
+        assert scheduler.http_server.address == "127.0.0.1"
+    with open_workers(of_class("distributed.LocalCluster", arguments | {"dashboard_address": "0.0.0.0:0"})) as workers:
+        assert workers.client is not None
+        assert workers.client.cluster.scheduler.http_server.address == "0.0.0.0"
 
 
 def test_a_scheduler_that_is_not_there_is_named() -> None:

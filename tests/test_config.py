@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import jsonschema
 import pytest
 import yaml
 
-from pipeline.config import Config, RemoteCluster, load_config
+from pipeline.config import ClassCluster, Config, RemoteCluster, load_config
 from pipeline.errors import ConfigError
 from tests.conftest import REPO
 from tests.making import config_file
@@ -111,3 +112,40 @@ def test_a_config_cannot_be_changed(tmp_path: Path) -> None:
 def test_the_configs_in_the_house_are_valid_and_fit_the_schema(path: Path) -> None:
     assert load_config(path).name
     jsonschema.validate(yaml.safe_load(path.read_text()), json.loads(json.dumps(Config.model_json_schema())))
+
+
+SECRET = "s3cret-and-long"
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"cluster": {"type": "class", "class": "a.B", "arguments": {"token": SECRET}}},  # neither workers nor maximum
+        {"cluster": {"type": "class", "class": "a.B", "arguments": SECRET, "workers": 1}},
+        {"cluster": {"type": "classes", "arguments": [{"token": SECRET}]}},
+        {"hooks": {"command": [{"header": SECRET}]}},
+        {"hooks": {"webhook": f"htps://{SECRET}"}},
+        {"gates": {"miou": {"max_drop": 0.1}}, "report": {"baseline": "none"}, "hooks": {"command": ["a", SECRET]}},
+    ],
+)
+def test_what_may_be_a_secret_is_in_no_message(tmp_path: Path, sections: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load_config(config_file(tmp_path, **sections))
+    assert SECRET not in "".join(traceback.format_exception(raised.value))
+
+
+def test_a_file_that_is_no_yaml_is_not_quoted(tmp_path: Path) -> None:
+    (tmp_path / "broken.yaml").write_text(f"cluster:\n  token: {SECRET}: [\n")
+    with pytest.raises(ConfigError, match=r"is not YAML: mapping values are not allowed here \(line 2, column 25\)") as raised:
+        load_config(tmp_path / "broken.yaml")
+    assert SECRET not in "".join(traceback.format_exception(raised.value))
+
+
+def test_reports_keep_neither_hooks_nor_the_arguments_of_a_cluster(tmp_path: Path) -> None:
+    cluster = {"type": "class", "class": "a.B", "arguments": {"token": SECRET}, "workers": 3}
+    found = load_config(config_file(tmp_path, cluster=cluster, hooks={"command": ["a", SECRET]}))
+    assert SECRET not in json.dumps(found.reported())
+    assert SECRET not in repr(found)
+    assert found.reported()["cluster"]["workers"] == 3
+    assert isinstance(found.cluster, ClassCluster)
+    assert found.cluster.arguments == {"token": SECRET}

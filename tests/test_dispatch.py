@@ -76,7 +76,7 @@ def test_a_killer_is_charged_and_those_who_wait_behind_it_are_not(tmp_path: Path
     killed = outcomes.pop("killer")
     assert (killed.attempts, killed.deaths) == (2, 2)
     assert isinstance(killed.error, TaskLostError)
-    assert str(killed.error).startswith("2 of 2 attempts got no answer: attempt 1: worker tcp://127.0.0.1:")
+    assert str(killed.error).startswith("2 of 2 attempts got no answer: attempt 1: worker tls://127.0.0.1:")
     assert all("died while working on it: signal 9 (SIGKILL)" in line for line in killed.evidence)
     assert set(outcomes.values()) == {Outcome("innocent", None, 1)}
 
@@ -185,7 +185,7 @@ def test_a_task_that_does_not_answer_is_tried_again_at_a_worker_that_does(tmp_pa
         outcomes = dict(run_tasks(hang, tasks, replace(workers, window=Wide()), attempts=2, deadline=3.0))
     hung = outcomes.pop("hangs")
     assert (hung.result, hung.attempts, hung.deaths) == ("answered", 2, 0)
-    assert re.match(r"attempt 1: no answer after \d+ s from worker tcp://127.0.0.1:", hung.evidence[0])
+    assert re.match(r"attempt 1: no answer after \d+ s from worker tls://127.0.0.1:", hung.evidence[0])
     assert set(outcomes.values()) == {Outcome("answered", None, 1)}
 
 
