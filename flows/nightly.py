@@ -28,16 +28,18 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.client.schemas.objects import FlowRun, State
+from prefect.context import FlowRunContext
 from prefect.exceptions import TerminationSignal
 from prefect.flows import Flow
 from prefect.futures import PrefectFuture, wait
 from prefect.runtime import flow_run as this_run
 from prefect.states import Cancelled, Completed, Failed
 
+from flows.access import check_deployed, temporary_server_closed
 from flows.here import words
 from flows.hooks import INTERRUPTS, Ending, headline, tell, telling, was_told
 from pipeline.config import Config, load_config
-from pipeline.errors import InterruptedRunError
+from pipeline.errors import ConfigError, InterruptedRunError
 from pipeline.night import Morning, Night, finish_night, open_night
 from pipeline.report.contract import ImageResult
 from pipeline.shop import Progress
@@ -126,6 +128,11 @@ _LISTENERS: dict[str, Progress] = {}
 def _tell_for_the_dead(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """Tell the hooks of a run whose process was killed before it could. Prefect calls this in the process that started the run,
     whenever a run crashed or was cancelled: also one that has told its ending itself."""
+    try:
+        check_deployed(flow_run.deployment_id, flow_run.parameters)
+    except ConfigError as e:
+        logging.getLogger("prefect.gigamask").error("no hooks for run %s: %s", flow_run.id, e)
+        return
     config = _config(str(flow_run.parameters["config"]), flow_run.parameters.get("root"))
     if was_told(config, str(flow_run.id)):
         return
@@ -157,8 +164,12 @@ def nightly(config: str, root: str | None = None, part: str | None = None) -> St
     """Segment and score what is new in the archive of the configuration file `config`, and write its report.
 
     The state is Failed when an image failed or a gate did not hold, and Cancelled when the run was asked to end; the report is
-    written all the same in the first case. Its data is what the run left: {exit_code, folder}.
+    written all the same in the first case. Its data is what the run left: {exit_code, folder}. ConfigError where the run belongs
+    to a deployment of another configuration; nothing was read then.
     """
+    run_context = FlowRunContext.get()
+    flow_run = run_context.flow_run if run_context else None
+    check_deployed(flow_run.deployment_id if flow_run else None, {"config": config, "root": root})
     own = division(part) if part else None
     loaded = _config(config, root)
     log = _Log(_LISTENERS.get(config), _key(loaded.name, "progress"))
@@ -263,7 +274,8 @@ def run_flow(config: Path, root: Path | None, part: str | None, listener: Progre
     name = str(config)
     if listener is not None:
         _LISTENERS[name] = listener
-    state: State[Any] = nightly(name, str(root) if root else None, part, return_state=True)
+    with temporary_server_closed():
+        state: State[Any] = nightly(name, str(root) if root else None, part, return_state=True)
     left: Any = state.data if isinstance(state.data, InterruptedRunError) else state.result(raise_on_failure=False)
     if isinstance(left, BaseException):
         raise left

@@ -32,17 +32,18 @@ def serve_nights(config: Path, cron: str, timezone: str, root: Path | None) -> N
     """
     loaded = load_config(config, root=root)
     check_schedule(cron, timezone)
-    with _server() as api:
+    with _server() as (api, auth):
         from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
         from prefect.schedules import Cron
-        from prefect.settings import PREFECT_API_URL, temporary_settings
+        from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
         from prefect.types.entrypoint import EntrypointType
 
         from flows.nightly import nightly
 
         parameters = {"config": str(config.resolve()), "root": str(root.resolve()) if root else None}
         _say(f"{loaded.name}: {cron!r}, {timezone}; Prefect at {api.removesuffix('/api')}; Ctrl-C or SIGTERM ends it")
-        with temporary_settings({PREFECT_API_URL: api}):
+        # runs get both by their environment, which only their user can read
+        with temporary_settings({PREFECT_API_URL: api} | ({PREFECT_API_AUTH_STRING: auth} if auth else {})):
             nightly.serve(
                 name=loaded.name,
                 schedule=Cron(cron, timezone=timezone),
@@ -76,28 +77,41 @@ def check_schedule(cron: str, timezone: str) -> None:
 
 
 @contextmanager
-def _server() -> Iterator[str]:
-    """Address of a Prefect API: the configured one, one that runs here, or one that is started here and ends with the context.
+def _server() -> Iterator[tuple[str, str | None]]:
+    """(address, auth string) of a Prefect API: the configured one, with the configured string (None here), or one that is started
+    here and ends with the context. ConfigError where one runs on the usual port that nobody has configured: whoever controls a
+    server decides what code its clients run.
 
     Prefect's own temporary server would not do: it runs no scheduler.
     """
     from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_API_PORT
 
+    from flows.access import auth_file, auth_string
+
     configured: str | None = PREFECT_API_URL.value()
+    if configured:
+        yield configured, None
+        return
     usual_port: int = PREFECT_SERVER_API_PORT.value()
     usual = f"http://{LOOPBACK}:{usual_port}/api"
-    if configured or _answers(usual):
-        yield configured or usual
-        return
+    if _answers(usual):
+        raise ConfigError(
+            f"a Prefect server runs at {usual} already, and may be anybody's on this host: set PREFECT_API_URL={usual} if it is "
+            "yours, or PREFECT_SERVER_API_PORT to another port for a server of gigamask's own"
+        )
     port = _free_port(usual_port)
     api = f"http://{LOOPBACK}:{port}/api"
+    auth = auth_string()
+    environment = os.environ | {"PREFECT_SERVER_API_AUTH_STRING": auth, "PREFECT_API_AUTH_STRING": auth}
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", LOOPBACK, "--port", str(port)]
     _say(f"starting a Prefect server at http://{LOOPBACK}:{port}, which takes half a minute")
     # a session of its own: Ctrl-C is for the runs first, which still tell the server how they have ended
-    server = subprocess.Popen([*command, "--log-level", "ERROR"], stdout=subprocess.DEVNULL, start_new_session=True)  # noqa: S603
+    server = subprocess.Popen(  # noqa: S603 - Prefect's own command
+        [*command, "--log-level", "ERROR"], stdout=subprocess.DEVNULL, start_new_session=True, env=environment
+    )
     try:
         deadline = time.monotonic() + STARTUP_SECONDS
-        while not _answers(api):
+        while not (_listens(server.pid, port) and _answers(api)):
             if server.poll() is not None or time.monotonic() > deadline:
                 ended = "does not answer" if server.returncode is None else f"ended with {server.returncode}"
                 raise ClusterError(
@@ -105,7 +119,9 @@ def _server() -> Iterator[str]:
                     "or run `gigamask run --no-prefect` from cron"
                 )
             time.sleep(0.2)
-        yield api
+        with auth_file(auth, port) as file:
+            _say(f"the auth string of this server, for its page and Prefect's commands, is in {file} while it runs")
+            yield api, auth
     finally:
         server.terminate()
         try:
@@ -121,6 +137,19 @@ def _answers(api: str) -> bool:
             return bool(answer.read(5) == b"true")
     except (OSError, urllib.error.URLError):
         return False
+
+
+def _listens(pid: int, port: int) -> bool:
+    """Return whether the port is that of a process or its children: any user of this host could have taken it meanwhile, and
+    would be given the auth string."""
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        found = [c for one in (process, *process.children(recursive=True)) for c in one.net_connections(kind="tcp")]
+    except psutil.Error:
+        return False
+    return any(c.status == psutil.CONN_LISTEN and c.laddr.port == port for c in found)
 
 
 def _free_port(usual: int) -> int:

@@ -5,8 +5,10 @@ Slow: one server for all tests, started as an operator would start it, with `gig
 
 from __future__ import annotations
 
+import base64
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,12 +21,19 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import numpy as np
+import psutil
 import pytest
+import yaml
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State, StateType
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from flows.console import Quiet
+from flows.nightly import _tell_for_the_dead, nightly
 from pipeline.config import load_config
 from pipeline.ledger import Ledger
 from pipeline.night import run_night
@@ -63,10 +72,22 @@ class Server:
     url: str
     environment: dict[str, str]
     serving: subprocess.Popen[bytes]
+    home: Path
 
-    def ask(self, path: str, body: Any = None) -> Any:
+    def auth(self) -> str:
+        """What the server asks of its clients, as its owner finds it."""
+        (file,) = self.home.glob("gigamask-serve-*.auth")
+        assert file.stat().st_mode & 0o777 == 0o600
+        return file.read_text().strip()
+
+    def client_environment(self) -> dict[str, str]:
+        return self.environment | {"PREFECT_API_URL": self.url, "PREFECT_API_AUTH_STRING": self.auth()}
+
+    def ask(self, path: str, body: Any = None, *, auth: str | None = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(f"{self.url}/{path}", data, {"Content-Type": "application/json"})
+        basic = base64.b64encode((self.auth() if auth is None else auth).encode()).decode()
+        headers = {"Content-Type": "application/json", "Authorization": f"Basic {basic}"}
+        request = urllib.request.Request(f"{self.url}/{path}", data, headers)
         for _ in range(20):
             try:
                 with urllib.request.urlopen(request, timeout=30) as answer:
@@ -81,9 +102,10 @@ class Server:
         found = self.ask("deployments/filter", {"deployments": {"name": {"any_": [name]}}})
         return found[0] if found else None
 
-    def start(self, deployment: str, config: Path) -> str:
-        """A new flow run over another configuration."""
-        body = {"parameters": {"config": str(config)}, "state": {"type": "SCHEDULED"}}
+    def start(self, deployment: str, config: Path, when: str | None = None) -> str:
+        """A new flow run, now or at a time, over a configuration."""
+        state = {"type": "SCHEDULED"} | ({"state_details": {"scheduled_time": when}} if when else {})
+        body = {"parameters": {"config": str(config)}, "state": state}
         return str(self.ask(f"deployments/{self.deployment(deployment)['id']}/create_flow_run", body)["id"])
 
     def state(self, run: str) -> tuple[str, str]:
@@ -127,12 +149,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with (home / "log").open("wb") as log:
         serving = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=REPO)
     url = f"http://127.0.0.1:{port}/api"
-    here = Server(url, environment | {"PREFECT_API_URL": url}, serving)
+    here = Server(url, environment, serving, home)
 
     def served() -> Any:
         assert serving.poll() is None, (home / "log").read_text()
         try:
-            return here.deployment("test")
+            return list(home.glob("gigamask-serve-*.auth")) and here.deployment("test")
         except OSError:
             return None
 
@@ -160,6 +182,16 @@ def archive(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     threshold_model(tmp_path / "model", (100,), adapter="callable", architecture=architecture)
     monkeypatch.syspath_prepend(server.environment["PREFECT_HOME"])
     return tmp_path
+
+
+def served(server: Server, archive: Path, **sections: Any) -> Path:
+    """The configuration that is served, over another archive from now on."""
+    content = yaml.safe_load(settings(archive, **sections).read_text())
+    content["model"]["path"] = str(archive / "model")
+    content |= {"root": str(archive), "output": str(archive / content["output"])}
+    path = server.home / "config.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
 
 
 def settings(archive: Path, **sections: Any) -> Path:
@@ -210,7 +242,7 @@ def test_a_night_that_is_cancelled_keeps_what_is_done_and_the_next_one_finishes_
     (image,) = undisturbed.report.images
     assert image.blocks > 10
     assert image.digest is not None
-    config, output = settings(archive), archive / "out"
+    config, output = served(server, archive), archive / "out"
 
     (archive / "slow").touch()
     first = server.start("test", config)
@@ -250,7 +282,7 @@ def test_a_night_that_is_cancelled_keeps_what_is_done_and_the_next_one_finishes_
 
 def test_a_night_that_is_killed_is_told_by_the_process_that_started_it(server: Server, archive: Path) -> None:
     (archive / "slow").touch()
-    run = server.start("test", settings(archive))
+    run = server.start("test", served(server, archive))
     lock = archive / "out" / "run.lock"
     pid = json.loads(until(lambda: lock.exists() and lock.read_text(), "the lock"))["pid"]
     os.kill(pid, signal.SIGKILL)
@@ -268,7 +300,7 @@ def test_gigamask_run_is_a_flow_run_with_a_task_for_the_small_images(server: Ser
     (archive / "scenes" / "c.tif").write_text("not an image")
     command = [sys.executable, "-m", "flows.cli", "run", str(settings(archive)), "--json"]
     done = subprocess.run(
-        command, capture_output=True, text=True, env=server.environment, cwd=REPO, check=False, timeout=PATIENCE
+        command, capture_output=True, text=True, env=server.client_environment(), cwd=REPO, check=False, timeout=PATIENCE
     )
     assert done.returncode == 1, done.stdout + done.stderr
     assert Path(json.loads(done.stdout)["folder"], "report.html").exists()
@@ -280,29 +312,86 @@ def test_gigamask_run_is_a_flow_run_with_a_task_for_the_small_images(server: Ser
     assert told(archive) == [("failure", 1)]
 
 
+def test_nobody_without_the_auth_string_starts_a_run(server: Server) -> None:
+    assert server.ask("health", auth="")
+    deployment = server.deployment("test")["id"]
+    for auth in ("", "gigamask:guessed"):
+        for path, body in (("deployments/filter", {}), (f"deployments/{deployment}/create_flow_run", {})):
+            with pytest.raises(urllib.error.HTTPError, match="401"):
+                server.ask(path, body, auth=auth)
+    assert len(server.auth()) > 40
+    assert server.auth() not in (server.home / "log").read_text()
+    serving = psutil.Process(server.serving.pid)
+    words = [word for process in (serving, *serving.children(recursive=True)) for word in process.cmdline()]
+    assert not [word for word in words if server.auth() in word]
+
+
+def test_a_run_takes_no_other_configuration_than_the_one_that_is_served(server: Server, archive: Path) -> None:
+    served(server, archive)
+    stranger = settings(archive, output="elsewhere")
+    state, message = server.ended(server.start("test", stranger))
+    assert state == "Failed"
+    assert f"ConfigError: parameter config {str(stranger)!r}: this deployment runs" in message
+    body = {"parameters": {"config": str(server.home / "config.yaml"), "root": "/"}, "state": {"type": "SCHEDULED"}}
+    other_root = server.ask(f"deployments/{server.deployment('test')['id']}/create_flow_run", body)["id"]
+    state, message = server.ended(other_root)
+    assert (state, "ConfigError: parameter root '/': this deployment runs None only" in message) == ("Failed", True)
+    assert not (archive / "elsewhere").exists()
+    assert not told(archive)
+
+
+def test_a_run_that_is_cancelled_before_it_begins_runs_no_hooks_of_another_configuration(server: Server, archive: Path) -> None:
+    ended = State(type=StateType.CANCELLED, message="by hand")
+    api = {PREFECT_API_URL: server.url, PREFECT_API_AUTH_STRING: server.auth()}
+    with temporary_settings(api), get_client(sync_client=True) as client:
+        stranger = server.start("test", settings(archive), when="2099-01-01T00:00:00Z")
+        _tell_for_the_dead(nightly, client.read_flow_run(UUID(stranger)), ended)
+        assert not told(archive)
+        own = server.start("test", served(server, archive), when="2099-01-01T00:00:00Z")
+        _tell_for_the_dead(nightly, client.read_flow_run(UUID(own)), ended)
+    assert told(archive) == [("cancellation", 143)]
+
+
 def test_prefect_yaml_deploys_and_a_worker_runs_it(server: Server, archive: Path) -> None:
     def prefect(*arguments: str) -> subprocess.Popen[bytes]:
-        return subprocess.Popen([sys.executable, "-m", "prefect", "--no-prompt", *arguments], env=server.environment, cwd=REPO)
+        command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
+        return subprocess.Popen(command, env=server.client_environment() | {"PWD": str(archive)}, cwd=archive)
 
+    shutil.copy(REPO / "prefect.yaml", archive)
+    (archive / "configs").mkdir()
+    config = archive / "configs" / "nightly.yaml"
+    served(server, archive).rename(config)
     assert prefect("work-pool", "create", "gigamask", "--type", "process").wait(PATIENCE) == 0
     assert prefect("deploy", "--all").wait(PATIENCE) == 0
     deployment = server.deployment("nightly")
     assert deployment["schedules"][0]["schedule"] == {"cron": "0 1 * * *", "timezone": "Europe/Berlin", "day_or": True}
     assert deployment["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
-    assert load_config(Path(deployment["parameters"]["config"])).name == "nightly"
+    assert deployment["parameters"]["config"] == str(config)
+    assert load_config(REPO / "configs" / "nightly.yaml").name == "nightly"
 
-    run = server.start("nightly", settings(archive))
+    run = server.start("nightly", config)
     worker = prefect("worker", "start", "--pool", "gigamask")
     try:
         assert server.ended(run)[0] == "Completed"
+        state, message = server.ended(server.start("nightly", settings(archive)))
+        assert (state, "this deployment runs" in message) == ("Failed", True)
     finally:
         worker.terminate()
         worker.wait(PATIENCE)
     assert told(archive) == [("success", 0)]
 
 
+def test_serve_joins_no_server_that_nobody_has_configured(server: Server) -> None:
+    command = [sys.executable, "-m", "flows.cli", "serve", str(server.home / "config.yaml")]
+    config_file(server.home)
+    done = subprocess.run(command, capture_output=True, text=True, env=server.environment, cwd=REPO, check=False)
+    assert done.returncode == 2
+    assert f"a Prefect server runs at {server.url} already, and may be anybody's" in done.stderr
+
+
 def test_serve_ends_with_its_server_when_it_is_asked_to(server: Server) -> None:
     server.serving.terminate()
     assert server.serving.wait(PATIENCE) == 0
     with pytest.raises(OSError, match="refused"):
-        server.ask("health")
+        server.ask("health", auth="")
+    assert not list(server.home.glob("*.auth"))
