@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.config import ClassCluster, ClusterConfig, LocalCluster, RemoteCluster, SerialCluster
 from pipeline.dispatch import Outcome, Window, Workers, run_tasks
-from pipeline.errors import ClusterError
+from pipeline.errors import ClusterError, ConfigError
 from pipeline.models import cuda_devices, cuda_memory
 from pipeline.plan import Budget
 from pipeline.stop import Stop, stopping_on_signals
@@ -144,26 +144,42 @@ def _local_cluster(config: LocalCluster, count: int, memory: int) -> Any:
 
 def _remote_client(config: RemoteCluster) -> Any:
     from distributed import Client
+
+    if config.address is not None:
+        address = config.address
+        _check_private(config, "cluster.address", address)
+    else:
+        if config.scheduler_file is None or not config.scheduler_file.is_file():
+            raise ClusterError(
+                f"cluster.scheduler_file {config.scheduler_file} does not exist: is the scheduler running, and the folder shared?"
+            )
+        address = str(json.loads(config.scheduler_file.read_bytes()).get("address"))
+        _check_private(config, f"cluster.scheduler_file {config.scheduler_file} names", address)
+    return Client(address, security=_certificates(config, address), timeout="30s")
+
+
+def _certificates(config: RemoteCluster, address: str) -> Any:
+    """Return the certificates for a scheduler: the configured ones, else those of Dask's own configuration."""
     from distributed.security import Security
 
-    security = None
-    if config.tls_ca:
-        security = Security(
-            tls_ca_file=str(config.tls_ca),
-            tls_client_cert=str(config.tls_cert),
-            tls_client_key=str(config.tls_key),
-            require_encryption=True,
-        )
-    if config.address is not None:
-        _check_private(config, "cluster.address", config.address)
-        return Client(config.address, security=security, timeout="30s")
-    if config.scheduler_file is None or not config.scheduler_file.is_file():
-        raise ClusterError(
-            f"cluster.scheduler_file {config.scheduler_file} does not exist: is the scheduler running, and the folder shared?"
-        )
-    address = str(json.loads(config.scheduler_file.read_bytes()).get("address"))
-    _check_private(config, f"cluster.scheduler_file {config.scheduler_file} names", address)
-    return Client(address, security=security, timeout="30s")
+    files = {name: getattr(config, name) for name in ("tls_ca", "tls_cert", "tls_key")}
+    missing = [f"cluster.{name} {path}" for name, path in files.items() if path is not None and not path.is_file()]
+    if missing:
+        raise ConfigError(f"{', '.join(missing)}: no such file. Give the path of a certificate or key (PEM)")
+    if config.tls_ca is None:
+        found: Any = Security()
+        if address.startswith("tls://") and not (found.tls_ca_file and found.tls_client_cert):
+            raise ConfigError(
+                f"{address} takes holders of a certificate only: give cluster.tls_ca, cluster.tls_cert and cluster.tls_key, or "
+                "distributed.comm.tls in Dask's configuration"
+            )
+        return found
+    return Security(
+        tls_ca_file=str(config.tls_ca),
+        tls_client_cert=str(config.tls_cert),
+        tls_client_key=str(config.tls_key),
+        require_encryption=True,
+    )
 
 
 def _check_private(config: RemoteCluster, where: str, address: str) -> None:
