@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import shutil
 from dataclasses import asdict, dataclass
@@ -99,12 +98,12 @@ def _slides() -> Finding:
 
 
 def _machine() -> list[Finding]:
-    import psutil
+    from pipeline import machine
 
-    memory = psutil.virtual_memory().total / 1024**3
+    memory = machine.total_bytes() / 1024**3
     free = shutil.disk_usage(".").free / 1024**3
     return [
-        Finding("cores", str(os.cpu_count())),
+        Finding("cores", str(machine.cores())),
         Finding(
             "memory", f"{memory:.1f} GiB", None if memory >= 4 else "a worker needs 1 to 4 GiB: lower model.batch and tiling.tile"
         ),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from pipeline import machine
 from pipeline.config import ClassCluster, ClusterConfig, LocalCluster, RemoteCluster, SerialCluster
 from pipeline.dispatch import Outcome, Window, Workers, run_tasks
 from pipeline.errors import ClusterError, ConfigError
@@ -28,10 +28,8 @@ def memory_per_worker(config: ClusterConfig) -> int:
     """Bytes that one worker may take, known before any is started."""
     if config.memory_gib:
         return int(config.memory_gib * 1024 * MIB)
-    import psutil
-
     workers = local_workers(config)[0] if isinstance(config, LocalCluster) else 1
-    return int(psutil.virtual_memory().total * 0.8 / workers)
+    return int(machine.total_bytes() * 0.8 / workers)
 
 
 def worker_budget(config: ClusterConfig, device: str) -> Budget:
@@ -57,7 +55,7 @@ def _gpu_bytes(config: ClusterConfig, device: str) -> int | None:
 
 def local_workers(config: LocalCluster) -> tuple[int, int]:
     """(workers, threads of arithmetic in each) on this machine."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = machine.cores()
     workers = config.workers or len(cuda_devices()) or max(1, cores // 4)
     return workers, config.threads or max(1, cores // workers)
 
@@ -70,7 +68,7 @@ def open_workers(config: ClusterConfig) -> Iterator[Workers]:
     """
     memory = memory_per_worker(config)
     if isinstance(config, SerialCluster):
-        threads = config.threads or len(os.sched_getaffinity(0))
+        threads = config.threads or machine.cores()
         yield Workers(None, 1, threads, memory, "this process", stop=Stop(at_once=True))
         return
     _configure_dask()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import __version__
+from pipeline import __version__, machine
 from pipeline.card import Influence, ModelCard, Probe, SeamShare, TileCost, read_card
 from pipeline.errors import PlanError
 from pipeline.fit import choose_bands, choose_filling, choose_grid
@@ -325,7 +324,7 @@ def _costs(loading: Loading, sides: Sequence[int], say: Callable[[str], None]) -
             grows = (side / last.tile) ** 2
             if grows * last.seconds * loading.threads > LONGEST_SECONDS:
                 return
-            if grows * last.bytes * loading.threads > 0.6 * available_bytes():
+            if grows * last.bytes * loading.threads > 0.6 * machine.available_bytes():
                 say(f"tiles of {side} px would need {grows * last.bytes * loading.threads / MIB:,.0f} MiB: left out")
                 return
         say(f"cost of tiles of {side} px")
@@ -334,8 +333,3 @@ def _costs(loading: Loading, sides: Sequence[int], say: Callable[[str], None]) -
             say(f"tiles of {side} px were too much for this machine")
             return
         yield last
-
-
-def available_bytes() -> int:
-    """Memory that is free on this machine now."""
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

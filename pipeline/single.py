@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
-import resource
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import mosaic
+from pipeline import machine, mosaic
 from pipeline.archive import completed
 from pipeline.areas import with_area
 from pipeline.card import background, digest_of
@@ -166,19 +165,7 @@ def get_ready() -> None:
 
 def workers_peak(workers: Workers) -> dict[str, int]:
     """Peak resident bytes, by process: this one, and each worker."""
-    peak = {"driver": own_peak()}
+    peak = {"driver": machine.peak_bytes()}
     if workers.client is not None:
-        peak |= {f"worker {i}": n for i, n in enumerate(workers.client.run(own_peak).values())}
+        peak |= {f"worker {i}": n for i, n in enumerate(workers.client.run(machine.peak_bytes).values())}
     return peak
-
-
-def own_peak() -> int:
-    """Peak resident bytes of the process that asks.
-
-    Linux tells it of this program alone (VmHWM); getrusage, elsewhere, also remembers what started it.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -14,7 +14,7 @@ from tests.conftest import REPO
 
 GROUND = {
     *("errors", "codes", "grid", "image", "card", "config", "plan", "fit", "alignment"),
-    *("blend", "confusion", "resample", "kernels", "records", "statistics"),
+    *("blend", "confusion", "resample", "kernels", "machine", "records", "statistics"),
     *("boundary", "edges", "measures"),
     *("annotations", "tissue"),
 }
@@ -52,6 +52,7 @@ ADDRESS = {
     "dask": {"cluster", "clusterclass"},
     "distributed": {"cluster", "clusterclass", "connections", "dispatch", "nannies"},
     "numba": {"kernels"},
+    "psutil": {"machine"},
     "zarr": {"mosaic"},
     "numcodecs": {"mosaic"},
     "google_crc32c": {"mosaic"},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline import machine
 from pipeline.blend import hann
 from pipeline.card import ModelCard, TileCost
 from pipeline.errors import ModelError
@@ -276,10 +276,10 @@ def measure_tile(loading: Loading, tile: int) -> TileCost:
     if little < tile:
         takes(lambda samples: predictor(samples[None], valid[:1, :little, :little])[0], one[:, :little, :little].copy())
 
-    forget_peak()
-    before = resident_bytes()
+    machine.forget_peak()
+    before = machine.resident_bytes()
     predictor(data, valid)
-    grown = max(0, peak_bytes() - before)
+    grown = max(0, machine.peak_bytes() - before)
     if card.adapter not in ("threshold", "callable"):
         import torch
 
@@ -294,39 +294,6 @@ def measure_tile(loading: Loading, tile: int) -> TileCost:
         seconds.append(min(wall, work / count) if loading.device == "cpu" and work > 0 else wall)
     least = 4 * tile * tile * (len(card.bands) + len(card.classes))
     return TileCost(tile=tile, seconds=max(min(seconds), 1e-9) / count, bytes=max(grown // count, least))
-
-
-STATUS = Path("/proc/self/status")
-
-
-def forget_peak() -> None:
-    """Let the peak of resident memory start anew, where the system can."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return
-
-
-def resident_bytes() -> int:
-    """Resident memory of this process now; its peak where the system does not tell."""
-    return _status("VmRSS") or peak_bytes()
-
-
-def peak_bytes() -> int:
-    """Peak resident memory of this process since `forget_peak`.
-
-    `ru_maxrss` is second choice: a new process inherits it from the one that started it.
-    """
-    return _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _status(key: str) -> int:
-    """A figure in bytes out of the system's account of this process; 0 where there is none."""
-    try:
-        lines = STATUS.read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:")), 0)
 
 
 def takes(answer: Answer, samples: NDArray[Any]) -> bool:
