@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -51,6 +52,11 @@ class Seams:
         self.col_sum = weight_sum(lattice.cols, lattice.tile, core.col, core.col_stop) if soft else _ones(core.width)
         """(core width,)."""
 
+    def span(self, row: int, col: int) -> Window:
+        """Return where in the image the tile at (row, col) counts, inside and outside of the core."""
+        (top, bottom), (left, right) = self._row_spans[row], self._col_spans[col]
+        return Window(top, left, bottom - top, right - left)
+
     @property
     def height(self) -> int:
         """Rows of the core that one row of tiles counts at, at most."""
@@ -80,6 +86,9 @@ class Blending(ABC):
 
     Dividing by the sum of weights does not change which class wins, so only confidence pays for it. Each pixel sums its
     tiles in row-major order: any two blocks that see it would give it the same label.
+
+    A tile with an output that is not finite is lost: all pixels that it contributes to are failed. Its outputs are judged
+    wherever they count in the image, also outside of the core, so that all blocks judge a tile alike.
     """
 
     def __init__(self, lattice: Lattice, core: Window, classes: int, *, confidence: bool = False) -> None:
@@ -91,6 +100,8 @@ class Blending(ABC):
         self._strip_shape = self._seams.height, classes, core.width
         self._top = core.row
         """First image row of the strip: all rows above are labelled."""
+        self.lost: list[tuple[int, int]] = []
+        """(row, col) of the tiles that were lost and cost pixels, in the order of `add`; complete after `finish`."""
 
     def expect(self, rows: Window, valid: NDArray[np.bool_], failed: NDArray[np.bool_] | None) -> None:
         """Tell which pixels of `rows`, a window inside the core, are to be labelled, and which could not be read.
@@ -103,18 +114,43 @@ class Blending(ABC):
         if failed is not None:
             np.copyto(view, view.dtype.type(self._codes.failed), where=failed)
 
-    def add(self, row: int, col: int, outputs: Any) -> bool:
-        """Add the outputs (channels, tile, tile) of the lattice's tile at (row, col); False where one is no finite number."""
+    def add(self, row: int, col: int, outputs: Any) -> None:
+        """Add the outputs (channels, tile, tile) of the lattice's tile at (row, col)."""
         part = self._seams.part(row, col)
         if part is None:
-            return True
+            return
         self._advance(part.row)
-        return self._add(outputs, (row, col), part)
+        if not (self._add(outputs, (row, col), part) and self._finite_around(outputs, (row, col), part)):
+            self._lose((row, col), part)
 
-    def finish(self) -> bool:
-        """Label what is left, after the last tile; False where an output was no finite number and `add` did not tell."""
+    def finish(self) -> None:
+        """Label what is left, after the last tile."""
         self._advance(self._core.row_stop)
-        return True
+
+    @property
+    def final(self) -> int:
+        """Rows of the core, from its top, whose labels no further tile changes."""
+        return self._top - self._core.row
+
+    def _lose(self, place: tuple[int, int], part: Window) -> None:
+        """Mark the pixels of `part` as failed, those without data excepted."""
+        inside = part.inside(self._core)
+        view, failed = self.labels[inside], self.labels.dtype.type(self._codes.failed)
+        np.copyto(view, failed, where=view < failed)
+        if self.confidence is not None:
+            self.confidence[inside] = 0
+        if (view == failed).any():
+            self.lost.append(place)
+
+    def _finite_around(self, outputs: Any, place: tuple[int, int], part: Window) -> bool:
+        """Return whether the outputs that count outside of `part`, in the cores of other blocks, are finite."""
+        from pipeline import kernels
+
+        span, (row, col) = self._seams.span(*place), place
+        return all(
+            kernels.is_finite(outputs, (piece.row - row, piece.row_stop - row), (piece.col - col, piece.col_stop - col))
+            for piece in around(part, span)
+        )
 
     def _advance(self, row: int) -> None:
         """Label the strip's rows above image row `row`; what follows them is the strip then."""
@@ -126,11 +162,23 @@ class Blending(ABC):
 
     @abstractmethod
     def _add(self, outputs: Any, place: tuple[int, int], part: Window) -> bool:
-        """Add what the tile at `place` says of `part`, a window of the image inside tile and core."""
+        """Add what the tile at `place` says of `part`, a window of the image inside tile and core; False where that is not
+        finite."""
 
     @abstractmethod
     def _label(self, rows: slice) -> None:
         """Label `rows` of the core, and set their sums to 0."""
+
+
+def around(part: Window, span: Window) -> Iterator[Window]:
+    """Yield the pieces of `span` that are left without `part`, which lies inside it."""
+    sides = (
+        (span.row, span.col, part.row - span.row, span.width),
+        (part.row_stop, span.col, span.row_stop - part.row_stop, span.width),
+        (part.row, span.col, part.height, part.col - span.col),
+        (part.row, part.col_stop, part.height, span.col_stop - part.col_stop),
+    )
+    yield from (Window(*side) for side in sides if side[2] and side[3])
 
 
 def blending(
@@ -185,7 +233,7 @@ class Picker(Blending):
         rows, cols = (part.row - row, part.row_stop - row), (part.col - col, part.col_stop - col)
         target = self.labels, part.row - core.row, part.col - core.col, failed
         finite = self._kernels.pick(outputs, rows, cols, self._sigmoid, *target)
-        if self.confidence is not None:
+        if finite and self.confidence is not None:
             self._kernels.assure(outputs, rows, cols, self._soft, self._sigmoid, *target, self.confidence)
         return finite
 

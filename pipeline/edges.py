@@ -17,8 +17,6 @@ MOST_BINS = 64
 """Bins of a curve over distance: fine enough to see where it falls, few enough to keep with every block."""
 PAIRS = 16
 """Of so many pairs of neighbouring tiles one is compared."""
-UNDER_WAY = 16
-"""Comparisons that may wait for labels that are on their way from a device."""
 Winners = Callable[[], Labels]
 """Answers labels (h, w) that may still be on their way."""
 Span = tuple[int, int]
@@ -81,7 +79,7 @@ class Disagreement:
         self._kept: dict[tuple[int, int, bool], Winners] = {}
         """Labels of the overlaps whose second tile is still to come, by that tile and whether it lies below the first."""
         self._waiting: deque[tuple[Winners, Winners, Window, tuple[int, int], bool, Labels]] = deque()
-        """What is to be compared when its labels are here."""
+        """What is to be compared when the labels of the core are final there."""
         self._counts: Histogram = np.zeros((bins(lattice.tile), 2), np.int64)
 
     @property
@@ -91,10 +89,11 @@ class Disagreement:
             self._compare(*self._waiting.popleft())
         return self._counts
 
-    def add(self, place: tuple[int, int], outputs: Any, labels: Labels) -> None:
+    def add(self, place: tuple[int, int], outputs: Any, labels: Labels, final: int = 0) -> None:
         """Look at the tile at `place`, the next in row-major order, with its outputs (channels, tile, tile).
 
-        `labels` (core height, core width): as `Blending.labels`; those from failed on are left out.
+        `labels` (core height, core width): as `Blending.labels`; those from failed on are left out. So many rows of them are
+        `final`: only there is it known what a tile that is still to come, or to be judged, makes failed.
         """
         row, col = self._row_of[place[0]], self._col_of[place[1]]
         if any(key[0] < row for key in self._kept):
@@ -110,7 +109,7 @@ class Disagreement:
                 window = self._overlap(*after, below)
                 if window is not None:
                     self._kept[(*after, below)] = self._labels(outputs, place, window)
-        while len(self._waiting) > UNDER_WAY:
+        while self._waiting and self._waiting[0][2].row_stop - self._core.row <= final:
             self._compare(*self._waiting.popleft())
 
     def _overlap(self, row: int, col: int, below: bool) -> Window | None:

@@ -163,6 +163,19 @@ def add_scores(
 
 
 @compiled
+def is_finite(outputs: Floats, rows: tuple[int, int], cols: tuple[int, int]) -> bool:
+    """Return whether all outputs (channels, t, t) in [rows) x [cols) are finite."""
+    left, width = np.uintp(cols[0]), cols[1] - cols[0]
+    peak = np.int32(0)
+    for channel in range(outputs.shape[0]):
+        for row in range(rows[0], rows[1]):
+            for i in range(width):
+                size = np.int32(np.float32(outputs[channel, row, left + np.uintp(i)]).view(np.int32) & _MAGNITUDE)
+                peak = size if size > peak else peak
+    return bool(peak < _INFINITE)
+
+
+@compiled
 def label(sums: Floats, ring: int, labels: Labels, failed: int) -> None:
     """Give `labels` (h, width) their classes from the strip's rows from `ring` on, and set those rows to 0.
 

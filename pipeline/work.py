@@ -80,6 +80,8 @@ class CoreLabels:
     """What the model was shown of the core, by band (`statistics.samples`); None where nothing was read."""
     device_seconds: float | None = None
     """How long a GPU computed; None without one."""
+    lost: int = 0
+    """Tiles whose outputs were not finite, so that all pixels that they contribute to are failed."""
 
 
 class BlockDraft(Frozen):
@@ -199,7 +201,8 @@ def predict_core(plan: Plan, predictor: Predictor, open_: Callable[[], Source], 
     """Labels of `core`, from the tiles of the plan's lattice in row-major order.
 
     Memory is one strip of tile rows, whatever the core's height. Tiles without a valid pixel in the core are not
-    predicted; pixels that cannot be read are failed, and the rest goes on. While tiles are predicted, the next are read
+    predicted; pixels that cannot be read are failed, as are those of a tile with outputs that are not finite, and the rest
+    goes on. While tiles are predicted, the next are read
     in a thread of their own, and the last are blended in this one. Some neighbouring tiles are compared.
     """
     blend = predictor.blender(plan.lattice, core, confidence=plan.store_confidence)
@@ -215,15 +218,30 @@ def predict_core(plan: Plan, predictor: Predictor, open_: Callable[[], Source], 
     with ReadAhead(plan, predictor, open_, core, blend.expect, look) as ahead:
         for group, outputs in predictor.stream(ahead):
             for place, own in zip(group.places, outputs, strict=False):
-                if not blend.add(*place, own):
-                    predictor.refuse(group)
-                disagreement.add(place, own, blend.labels)
+                blend.add(*place, own)
+                disagreement.add(place, own, blend.labels, blend.final)
             tiles += len(group.places)
             ahead.release(group)
-    if not blend.finish():
-        raise not_finite(plan.card, "some tile of the block")
-    seconds = predictor.device_seconds()
-    return CoreLabels(blend.labels, blend.confidence, tiles, ahead.error, disagreement.counts, shown, seconds)
+    blend.finish()
+    why = [ahead.error, _lost_tiles(plan, blend.lost, tiles) if blend.lost else None]
+    return CoreLabels(
+        labels=blend.labels,
+        confidence=blend.confidence,
+        tiles=tiles,
+        error="; ".join(reason for reason in why if reason is not None) or None,
+        lost=len(blend.lost),
+        disagreement=disagreement.counts,
+        samples=shown,
+        device_seconds=predictor.device_seconds(),
+    )
+
+
+def _lost_tiles(plan: Plan, lost: list[tuple[int, int]], tiles: int) -> str:
+    """Say which of so many tiles were lost, and why."""
+    first = Window(*lost[0], plan.tile, plan.tile).clip(*plan.grid.shape)
+    where = f"rows {first.row}-{first.row_stop - 1}, columns {first.col}-{first.col_stop - 1}"
+    count = f"{len(lost)} of {tiles} tile{'s' * (tiles != 1)}"
+    return str(not_finite(plan.card, f"{count}, the first at {where}: all pixels that such a tile contributes to are failed"))
 
 
 _MODELS: dict[tuple[str, ...], Predictor] = {}
@@ -271,9 +289,8 @@ def _warm_up(plan: Plan, predictor: Predictor) -> None:
     data = np.zeros((predictor.group, len(plan.read.bands), side, side), plan.read.source.dtype)
     group = TileGroup(data, np.zeros((predictor.group, side, side), bool), [(0, 0)])
     wide = side * min(2, plan.lattice.tiles)  # one tile and several are blended by different loops
-    blend = predictor.blender(
-        Lattice(side, wide, side, 0, plan.blend), Window(0, 0, side, wide), confidence=plan.store_confidence
-    )
+    cut = Window(0, 0, side, max(1, side - 1))  # as blocks cut tiles at their borders
+    blend = predictor.blender(Lattice(side, wide, side, 0, plan.blend), cut, confidence=plan.store_confidence)
     for tiles, outputs in predictor.stream([group]):
         blend.add(*tiles.places[0], outputs[0])
         predictor.winners(outputs[0], (0, 1), (0, 1))()

@@ -123,8 +123,10 @@ def test_where_one_tile_counts_its_own_scores_do(activation: Activation) -> None
     blend = blending(lattice, Window(0, 0, 5, 7), len(logits), activation=activation, confidence=True)
     blend.expect(Window(0, 0, 5, 7), np.ones((5, 7), bool), None)
 
-    assert blend.add(0, 0, outputs)
-    assert blend.finish()
+    blend.add(0, 0, outputs)
+    blend.finish()
+
+    assert not blend.lost
 
     assert blend.confidence is not None
     assert (blend.labels == scores[:, :5, :7].argmax(0)).all()

@@ -131,6 +131,21 @@ def test_picking_tells_what_is_no_finite_number(stray: float, channel: int) -> N
     assert not kernels.pick(outputs, (0, 4), (0, 4), False, labels, 0, 0, 254)
 
 
+@pytest.mark.parametrize("stray", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [(0, 0, 0), (2, 4, 5), (1, 2, 3)])
+def test_what_is_not_finite_is_found_in_its_window_only(stray: float, place: tuple[int, int, int]) -> None:
+    outputs = np.full((3, 5, 6), np.finfo(np.float32).max, np.float32)
+    assert kernels.is_finite(outputs, (0, 5), (0, 6))
+    outputs[place] = stray
+    _, row, col = place
+
+    assert not kernels.is_finite(outputs, (0, 5), (0, 6))
+    assert not kernels.is_finite(outputs, (row, row + 1), (col, col + 1))
+    assert kernels.is_finite(outputs, (0, row), (0, 6))
+    assert kernels.is_finite(outputs, (row, row + 1), (col + 1, 6))
+    assert kernels.is_finite(outputs, (row + 1, 5), (0, 6))
+
+
 @settings(max_examples=60)
 @given(classes=st.integers(1, 9), height=SIDES, width=SIDES, extra=st.integers(0, 9), sigmoid=st.booleans(), seed=SEEDS)
 def test_the_highest_output_wins_in_its_window(

@@ -11,14 +11,15 @@ import rasterio
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from flows.console import Quiet
 from pipeline.card import ClassInfo, ModelCard, Scaling, read_card
 from pipeline.config import AugmentConfig, Config, load_config
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, ModelError
 from pipeline.grid import Window
 from pipeline.night import run_night
-from pipeline.train import train
+from pipeline.train import train, validation_scores
 from pipeline.train.augment import to_batch, widest
 from pipeline.train.data import Crop, Crops, Scene, band_statistics
 from pipeline.train.loop import CHECKPOINT, class_weights, learning_rate
@@ -285,3 +286,15 @@ def test_the_learning_rate_rises_and_falls() -> None:
     rates = [learning_rate(1.0, p / 100) for p in range(101)]
     assert rates.index(max(rates)) == 5
     assert rates[0] == rates[-1] == pytest.approx(0.02)
+
+
+def test_weights_that_have_diverged_are_no_result(scenes: Path) -> None:
+    """Failed pixels would count as misses, and weights of NaN could pass for the best so far."""
+    lesson = prepare(configured(scenes))
+
+    class Diverged(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.full((len(x), 2, *x.shape[2:]), torch.nan)
+
+    with pytest.raises(ModelError, match=r"c\.tif: model .* answers NaN or infinite outputs for \d+ of"):
+        validation_scores(Diverged(), lesson.card, lesson.validation, "cpu", 2)

@@ -230,24 +230,41 @@ class DeviceBlender(Blending):
         self._sums = self._within_memory(lambda: torch.zeros(self._strip_shape, device=self._device))
         weight = torch.from_numpy(self._seams.weight).to(self._device)
         self._weight = weight[:, None] * weight
-        self._finite = torch.ones((), dtype=torch.bool, device=self._device)
+        rows, cols = lattice.touching(core)
+        self._strange = torch.zeros(len(rows) * len(cols), dtype=torch.bool, device=self._device)
+        """Of each tile in `_places`: whether an output was not finite. The device is asked once, at the end."""
+        self._places: list[tuple[tuple[int, int], Window]] = []
         self._coming: deque[_Coming] = deque()
+        self._taken = 0
 
-    def finish(self) -> bool:
-        """As for every blending; waits for the device, and only now knows whether all outputs were finite."""
+    def finish(self) -> None:
+        """As for every blending; waits for the device, and only now knows which tiles are lost."""
         super().finish()
         while self._coming:
             self._take(self._coming.popleft())
-        return bool(self._finite)
+        strange = self._strange[: len(self._places)].tolist()
+        for lost, (place, part) in zip(strange, self._places, strict=True):
+            if lost:
+                self._lose(place, part)
+
+    @property
+    def final(self) -> int:
+        """As for every blending: the labels that have come down."""
+        return self._taken
 
     def _add(self, outputs: Tensor, place: tuple[int, int], part: Window) -> bool:
         (row, col), core = place, self._core
         inside = slice(part.row - row, part.row_stop - row), slice(part.col - col, part.col_stop - col)
         cols = slice(part.col - core.col, part.col_stop - core.col)
+        span = self._seams.span(row, col)
         with torch.inference_mode():
+            counting = outputs[:, span.row - row : span.row_stop - row, span.col - col : span.col_stop - col]
+            strange = ~torch.isfinite(counting).all()
+            self._strange[len(self._places)] = strange
+            self._places.append((place, part))
+            weight = self._weight[inside] + torch.where(strange, torch.nan, 0.0)  # a lost tile makes all its sums NaN
             own = outputs[:, *inside]
-            self._finite &= torch.isfinite(own).all()
-            weighted = self._within_memory(lambda: self._weighted(own, inside))
+            weighted = self._within_memory(lambda: self._weighted(own, weight))
             done = 0
             for rows in self._ring(slice(part.row - core.row, part.row_stop - core.row)):
                 height = rows.stop - rows.start
@@ -255,15 +272,19 @@ class DeviceBlender(Blending):
                 done += height
         return True
 
-    def _weighted(self, own: Tensor, inside: tuple[slice, slice]) -> Tensor:
+    def _weighted(self, own: Tensor, weight: Tensor) -> Tensor:
         """Weighted scores (h, classes, w) of a part of a tile's outputs."""
         if self._activation == "sigmoid":
             own = torch.cat([torch.zeros_like(own), own])
         scores = own if self._activation == "none" else own.softmax(dim=0)
-        return (scores * self._weight[inside]).permute(1, 0, 2)
+        return (scores * weight).permute(1, 0, 2)
 
     def _within_memory[Made](self, make: Callable[[], Made]) -> Made:
         return self._predictor.within_memory(make, self._tile)
+
+    def _finite_around(self, outputs: Tensor, place: tuple[int, int], part: Window) -> bool:
+        """`_add` has looked at all that counts; what it found is on the device."""
+        return True
 
     def _label(self, rows: slice) -> None:
         while len(self._coming) > IN_FLIGHT:
@@ -286,11 +307,15 @@ class DeviceBlender(Blending):
             row += count
 
     def _winners(self, sums: Tensor, rows: slice) -> _Coming:
+        lost = sums[:, 0].isnan()
         winner = sums.argmax(dim=1).to(torch.uint8 if self.labels.dtype == np.uint8 else torch.int32)
+        winner.masked_fill_(lost, self._codes.failed)
         confidence = None
         if self.confidence is not None:
             weights = torch.from_numpy(np.outer(self._seams.row_sum[rows], self._seams.col_sum)).to(self._device)
-            confidence = self._down((sums.amax(dim=1) / weights).clamp(0, 1).mul(255).round().to(torch.uint8))
+            confidence = self._down(
+                (sums.amax(dim=1) / weights).masked_fill(lost, 0).clamp(0, 1).mul(255).round().to(torch.uint8)
+            )
         labels, arrived = self._down(winner), None
         if self._device.type == "cuda":
             arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -311,3 +336,4 @@ class DeviceBlender(Blending):
         np.copyto(labels, coming.winner.numpy().astype(labels.dtype, copy=False), where=todo)
         if self.confidence is not None and coming.confidence is not None:
             np.copyto(self.confidence[coming.rows], coming.confidence.numpy(), where=todo)
+        self._taken = coming.rows.stop

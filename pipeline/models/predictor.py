@@ -84,7 +84,3 @@ class Predictor(ABC):
     def empty(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
         """Memory for a group's tiles."""
         return np.empty(shape, dtype)
-
-    def refuse(self, tiles: TileGroup) -> None:
-        """ModelError that names the tiles whose outputs are no finite numbers."""
-        check_finite(self.card, self.outputs(*tiles.filled), *tiles.filled)

@@ -14,7 +14,7 @@ from torch import nn
 from pipeline.card import CARD_NAME, ModelCard
 from pipeline.config import Config
 from pipeline.confusion import Scores, count, no_counts, scores
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, ModelError
 from pipeline.models import choose_device, network_predictor, save_model
 from pipeline.models.network import Inference, Network
 from pipeline.plan import Plan, chunk_side
@@ -72,7 +72,10 @@ def train(config: Config, report: Callable[[Step, float], None], say: Callable[[
 
 
 def validation_scores(network: nn.Module, card: ModelCard, images: Sequence[Labelled], device: str, batch: int) -> Scores | None:
-    """Scores of `network` on `images` by the same tiled inference and the same counts as `run` and `evaluate`."""
+    """Scores of `network` on `images` by the same tiled inference and the same counts as `run` and `evaluate`.
+
+    ModelError where outputs are not finite: weights that have diverged are not to be kept as the best so far.
+    """
     was_training = network.training
     how = Inference(device=device, batch=batch, precision="float32", flips=1)
     predictor = network_predictor(card, Network(network.eval(), any_layout=True), how)
@@ -81,8 +84,10 @@ def validation_scores(network: nn.Module, card: ModelCard, images: Sequence[Labe
         plan = _plan(card, image, batch)
         with open_truth(image.truth, plan.classes, *plan.grid.shape) as truth:
             for block in plan.blocks:
-                labels = predict_core(plan, predictor, partial(open_source, plan.read), block.core).labels
-                counts += count(truth.read(block.core).codes, labels, plan.classes)
+                found = predict_core(plan, predictor, partial(open_source, plan.read), block.core)
+                if found.lost:
+                    raise ModelError(f"{image.image.uri}: {found.error}")
+                counts += count(truth.read(block.core).codes, found.labels, plan.classes)
     network.train(was_training)
     return scores(counts)
 
