@@ -19,7 +19,7 @@ from pipeline.config import Config
 from pipeline.errors import GigamaskError, OutputError, PlanError, RunEndedError
 from pipeline.image import Frozen, ImageSpec
 from pipeline.ledger import Ledger
-from pipeline.lock import holding
+from pipeline.lock import check_free, holding
 from pipeline.overview import draw_overview
 from pipeline.process import failed_image, portions, process_images, refused_image
 from pipeline.report import write_report
@@ -32,6 +32,10 @@ from pipeline.shop import Progress, Shop
 from pipeline.survey import Division, Planned, Survey, space_problem, survey
 
 LOCK = "run.lock"
+START_LOCK = "start.lock"
+"""Held while a part looks for parts of other divisions and takes its own lock."""
+START_SECONDS = 30.0
+"""How long a part waits for others that start."""
 _PACKAGES = ("torch", "segmentation-models-pytorch", "rasterio", "zarr", "dask", "numpy", "prefect")
 
 
@@ -157,7 +161,8 @@ def open_night(
 def _hold(output: Path, part: Division | None, started: dt.datetime, command: str, progress: Progress) -> Iterator[Path]:
     """Keep other runs out of `output`, and give the folder of this one's ledger.
 
-    Runs about parts of an archive exclude each other only where it is the same part, or their number of parts differs.
+    Runs about parts of an archive exclude each other only where it is the same part, or their number of parts differs. Of those
+    that start at once one after the other looks for such and takes its own lock, so that none is looked for too early.
     """
     since = started.isoformat(timespec="seconds")
     with ExitStack() as stack:
@@ -165,11 +170,11 @@ def _hold(output: Path, part: Division | None, started: dt.datetime, command: st
         home = output
         if part is not None:
             home = output / "parts" / f"{part.part}-of-{part.parts}"
-            for other in (output / "parts").glob(f"*/{LOCK}"):
-                if not other.parent.name.endswith(f"-of-{part.parts}"):
-                    with holding(other, since, command):
-                        pass
-            before = stack.enter_context(holding(home / LOCK, since, command))
+            with holding(output / "parts" / START_LOCK, since, command, patience_s=START_SECONDS):
+                for other in sorted((output / "parts").glob(f"*/{LOCK}")):
+                    if not other.parent.name.endswith(f"-of-{part.parts}"):
+                        check_free(other)
+                before = stack.enter_context(holding(home / LOCK, since, command))
         if before is not None:
             progress.say(f"an earlier run, {before}, did not end well; this one goes on from where it was")
         yield home

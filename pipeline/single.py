@@ -64,9 +64,8 @@ def segment_one(config: Config, image: Path, out: Path, progress: Progress) -> S
     out.parent.mkdir(parents=True, exist_ok=True)
     path = out.with_name(f".{out.name}.ledger.sqlite")
     opened = time.perf_counter()
-    lock = holding(
-        out.with_name(f".{out.name}.lock"), dt.datetime.now(dt.UTC).isoformat(timespec="seconds"), f"gigamask segment {image}"
-    )
+    since = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
+    lock = holding(out.with_name(f".{out.name}.lock"), since, f"gigamask segment {image}", remove=True)
     with lock, open_workers(config.cluster) as workers, stopping_on_signals(workers.stop):
         if workers.client is not None:
             workers.client.run(get_ready)
@@ -75,10 +74,9 @@ def segment_one(config: Config, image: Path, out: Path, progress: Progress) -> S
             result = segment_image(Shop(config, workers, ledger, progress), plan, out)
         seconds = time.perf_counter() - started
         peak = workers_peak(workers)
-    if result.state != "failed":
-        for suffix in ("", "-wal", "-shm"):
-            path.with_name(path.name + suffix).unlink(missing_ok=True)
-        out.with_name(f".{out.name}.lock").unlink(missing_ok=True)
+        if result.state != "failed":
+            for suffix in ("", "-wal", "-shm"):
+                path.with_name(path.name + suffix).unlink(missing_ok=True)
     return Segmented(plan, result.model_copy(update={"mask": str(out)}), out, seconds, started - opened, peak)
 
 
