@@ -381,7 +381,9 @@ class TrainConfig(Section):
     labels: str | None = None
     """Where their labels lie, as truth.pattern; default: truth.pattern."""
     validation: list[str] | float = 0.2
-    """Images held out for validation, by stem, or the share of images. Always whole images, never tiles."""
+    """Images held out for validation: by stem (all images of that stem), by path (absolute or from `root`, exactly that
+    one), or about the share of them. Always whole images, never tiles, and whole groups: with an image of a manifest's `group`
+    (patient, site, flight) all others of that group are held out."""
     name: str | None = None
     """Name on the model's card; default: the folder's."""
     licence: str = "unknown"

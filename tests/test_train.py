@@ -15,16 +15,17 @@ from torch import nn
 
 from flows.console import Quiet
 from pipeline.card import ClassInfo, ModelCard, Scaling, read_card
-from pipeline.config import AugmentConfig, Config, load_config
+from pipeline.config import AugmentConfig, Config, TrainConfig, load_config
 from pipeline.errors import ConfigError, ModelError
 from pipeline.grid import Window
+from pipeline.image import ImageSpec
 from pipeline.night import run_night
 from pipeline.train import train, validation_scores
 from pipeline.train.augment import to_batch, widest
 from pipeline.train.data import Crop, Crops, Scene, band_statistics
 from pipeline.train.loop import CHECKPOINT, class_weights, learning_rate
 from pipeline.train.loss import segmentation_loss
-from pipeline.train.prepare import prepare
+from pipeline.train.prepare import prepare, split
 from tests.conftest import write_raster
 from tests.making import config_file
 
@@ -159,10 +160,98 @@ def test_validation_holds_out_whole_images_and_whole_groups(scenes: Path) -> Non
         assert {x.image.group for x in lesson.training}.isdisjoint(x.image.group for x in lesson.validation)
 
 
+def grouped(folder: Path, groups: str) -> None:
+    """A manifest of the scenes a, b, c with a group each."""
+    lines = (f"scenes/{n}.tif,labels/{n}.tif,{g}" for n, g in zip("abc", groups, strict=True))
+    (folder / "manifest.csv").write_text("\n".join(["image,truth,group", *lines]))
+
+
+def images_of(**groups: str | None) -> list[ImageSpec]:
+    return [ImageSpec(uri=f"/archive/{name.replace('_', '/')}.tif", group=group) for name, group in groups.items()]
+
+
+def held_out(images: list[ImageSpec], validation: list[str] | float, seed: int = 0) -> set[str]:
+    train = TrainConfig(images="x", validation=validation, seed=seed)
+    return {uri.removeprefix("/archive/") for uri in split(train, images, Path("/archive")).held_out}
+
+
+def test_a_stem_holds_out_all_its_images_and_a_path_one() -> None:
+    images = images_of(a_1=None, b_1=None, b_2=None)
+    assert held_out(images, ["1"]) == {"a/1.tif", "b/1.tif"}
+    assert held_out(images, ["a/1.tif"]) == held_out(images, ["/archive/a/1.tif"]) == {"a/1.tif"}
+    assert held_out(images, ["b/../b/1.tif", "2"]) == {"b/1.tif", "b/2.tif"}
+    with pytest.raises(ConfigError, match=r"names c/1\.tif, 1\.tif, which is neither"):
+        held_out(images, ["1", "c/1.tif", "1.tif"])
+
+
+def test_a_named_image_takes_its_group_along() -> None:
+    images = images_of(a="p1", b="p1", c="p2", d=None)
+    assert held_out(images, ["a"]) == {"a.tif", "b.tif"}
+    assert held_out(images, ["d"]) == {"d.tif"}
+    assert split(TrainConfig(images="x", validation=["b"]), images, Path("/")).by_group == ("/archive/a.tif",)
+
+
+@given(
+    groups=st.lists(st.sampled_from([None, "p1", "p2", "p3"]), min_size=1, max_size=12),
+    share=st.floats(0, 0.9),
+    seed=st.integers(0, 5),
+)
+def test_a_share_holds_out_whole_groups_and_about_that_many_images(groups: list[str | None], share: float, seed: int) -> None:
+    images = images_of(**{f"i{number}": group for number, group in enumerate(groups)})
+    out = held_out(images, share, seed)
+    sides = {(image.group, image.uri.removeprefix("/archive/") in out) for image in images if image.group is not None}
+    assert len(sides) == len({group for group, _ in sides}), "a group lies on both sides"
+    sizes = [1] * groups.count(None) + [groups.count(group) for group in set(groups) - {None}]
+    assert len(out) <= max(1, round(share * len(images)), min(sizes))
+    assert len(out) < len(images)
+    assert bool(out) == (share > 0 and len(sizes) > 1)
+
+
+def test_one_large_group_is_not_held_out_for_a_small_share() -> None:
+    images = images_of(**{f"i{number}": "large" for number in range(8)}, x="small", y="other")
+    for seed in range(8):
+        assert held_out(images, 0.2, seed) == {"x.tif", "y.tif"}
+
+
+def test_training_says_which_images_are_held_out_for_their_group(scenes: Path) -> None:
+    grouped(scenes, "xyy")
+    said: list[str] = []
+    config = configured(scenes, images="manifest.csv", minutes=0.01, validations=1)
+    trained = train(config, lambda *_: None, said.append)
+    assert trained.card.training["validation_images"] == ["b", "c"]
+    assert "1 of these are held out with the rest of their group: b.tif" in said
+    grouped(scenes, "yyy")
+    with pytest.raises(ConfigError, match="holds out all 3 images, 2 of them as they share a group"):
+        prepare(config)
+
+
+def test_weights_that_have_seen_an_image_that_is_held_out_by_now_are_not_gone_on_with(scenes: Path) -> None:
+    class Killed(BaseException):
+        pass
+
+    def kill_at_the_second_validation(step: Any, share: float) -> None:
+        if step.miou is not None and share > 0.6:
+            raise Killed
+
+    def listen(step: Any, share: float) -> None:
+        if step.miou is not None:
+            shares.append(share)
+
+    shares: list[float] = []
+    config = configured(scenes, images="manifest.csv", minutes=0.04, validations=2)
+    grouped(scenes, "xyz")
+    with pytest.raises(Killed):
+        train(config, kill_at_the_second_validation, lambda _: None)
+    assert (scenes / "model" / CHECKPOINT).exists()
+    grouped(scenes, "xzz")
+    assert train(config, listen, lambda _: None).card.training["images"] == ["a"]
+    assert len(shares) == 2, "it began anew"
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"validation": ["z"]}, "train.validation names z; the training images are a, b, c"),
+        ({"validation": ["z"]}, "train.validation names z, which is neither .*scenes/a.tif, .*scenes/b.tif, .*scenes/c.tif"),
         ({"validation": ["a", "b", "c"]}, "nothing is left to train on"),
         ({"labels": "nowhere/{stem}.tif"}, "3 of 3 training images have no labels"),
         ({"classes": {1: "only"}}, "two classes or more"),

@@ -53,6 +53,9 @@ def train(config: Config, report: Callable[[Step, float], None], say: Callable[[
     device = choose_device(config.model.device)
     names = ", ".join(c.name for c in card.classes)
     say(f"{len(lesson.training)} images to train on, {len(lesson.validation)} to validate on; classes {names}; {device}")
+    if lesson.by_group:
+        names = ", ".join(Path(uri).name for uri in lesson.by_group[:5]) + (", ..." if len(lesson.by_group) > 5 else "")
+        say(f"{len(lesson.by_group)} of these are held out with the rest of their group: {names}")
     if not lesson.validation:
         say("no image is held out: the last weights are kept, and nothing says how good they are")
     folder.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.card import ModelCard
+from pipeline.card import ModelCard, digest_of
 from pipeline.config import TrainConfig
 from pipeline.models.smp import build
 from pipeline.train.augment import to_batch, widest
@@ -77,9 +77,9 @@ def fit(
     """
     torch.manual_seed(config.seed)
     state = _new_state(config, card, device)
-    checkpoint = folder / CHECKPOINT
+    checkpoint, setting = folder / CHECKPOINT, _setting(config, training)
     if checkpoint.exists():
-        _resume(state, checkpoint, config, device)
+        _resume(state, checkpoint, setting, device)
     budget = config.minutes * 60
     every = budget / config.validations
     with Crops(training, len(card.classes), config, widest(card.tile, config.augment)) as crops:
@@ -104,7 +104,7 @@ def fit(
                 _note(state, sum(losses) / len(losses), score)
                 losses.clear()
                 report(state.curve[-1], min(1.0, state.seconds / budget))
-                _save(state, checkpoint, config)
+                _save(state, checkpoint, setting)
     if state.best_weights is not None:
         state.result.load_state_dict(state.best_weights)
     return state
@@ -184,11 +184,18 @@ def _note(state: State, loss: float, score: float | None) -> None:
         state.best_weights = {name: value.detach().cpu().clone() for name, value in state.result.state_dict().items()}
 
 
-def _save(state: State, path: Path, config: TrainConfig) -> None:
+def _setting(config: TrainConfig, training: Sequence[Labelled]) -> str:
+    """What a checkpoint belongs to: the configuration, and the images trained on. Weights that have seen an image which is held
+    out by now would be validated on what they know."""
+    images = sorted([x.read.source.uri, *x.read.source.identity, x.truth.digest] for x in training)
+    return digest_of([config.model_dump(mode="json", exclude={"minutes", "validations"}), images])
+
+
+def _save(state: State, path: Path, setting: str) -> None:
     draft = path.with_suffix(".new")
     torch.save(
         {
-            "config": config.model_dump_json(exclude={"minutes", "validations"}),
+            "setting": setting,
             "network": state.network.state_dict(),
             "average": None if state.average is None else state.average.state_dict(),
             "optimizer": state.optimizer.state_dict(),
@@ -201,10 +208,10 @@ def _save(state: State, path: Path, config: TrainConfig) -> None:
     draft.replace(path)
 
 
-def _resume(state: State, path: Path, config: TrainConfig, device: str) -> None:
-    """Continue from a checkpoint of the same configuration; another one's is left unused."""
+def _resume(state: State, path: Path, setting: str, device: str) -> None:
+    """Continue from a checkpoint of the same configuration and training images; another one's is left unused."""
     saved: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    if saved["config"] != config.model_dump_json(exclude={"minutes", "validations"}):
+    if saved.get("setting") != setting:
         return
     state.network.load_state_dict(saved["network"])
     if state.average is not None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -38,6 +40,8 @@ class Lesson:
     card: ModelCard
     training: list[Labelled]
     validation: list[Labelled]
+    by_group: tuple[str, ...] = ()
+    """URIs of the validation images that are held out for their group's sake only."""
 
 
 def prepare(config: Config) -> Lesson:
@@ -74,15 +78,19 @@ def prepare(config: Config) -> Lesson:
         _labelled(config, truth_config, draft, image, source, truth)
         for image, source, truth in zip(images, sources, truths, strict=True)
     ]
-    held_out = _held_out(train, images)
-    training = [x for x in labelled if x.image.uri not in held_out]
+    held_out = split(train, images, config.root)
+    training = [x for x in labelled if x.image.uri not in held_out.held_out]
     if not training:
-        raise ConfigError(f"train.validation {train.validation} holds out all {len(images)} images: nothing is left to train on")
+        together = f", {len(held_out.by_group)} of them as they share a group with one that it names" if held_out.by_group else ""
+        raise ConfigError(
+            f"train.validation {train.validation} holds out all {len(images)} images{together}: nothing is left to train on"
+        )
     mean, deviation = band_statistics(training)
     scaling = Scaling(offset=tuple(map(float, mean)), divisor=tuple(map(float, np.maximum(deviation, 1e-6))))
-    validation = [x for x in labelled if x.image.uri in held_out]
+    validation = [x for x in labelled if x.image.uri in held_out.held_out]
     card = draft.model_copy(update={"scaling": scaling})
-    return Lesson(card.model_copy(update={"fingerprint": fingerprint(training, card)}), training, validation)
+    card = card.model_copy(update={"fingerprint": fingerprint(training, card)})
+    return Lesson(card, training, validation, held_out.by_group)
 
 
 def required(config: Config) -> TrainConfig:
@@ -150,21 +158,56 @@ def _labelled(
     return Labelled(image, read, plan_labels(truth_config, truth.uri, mask))
 
 
-def _held_out(train: TrainConfig, images: Sequence[ImageSpec]) -> set[str]:
+@dataclass(frozen=True)
+class Split:
+    """Which images are held out."""
+
+    held_out: frozenset[str]
     """URIs of the validation images: whole images, and whole groups where there are groups."""
-    if isinstance(train.validation, list):
-        by_stem = {image.stem: image.uri for image in images}
-        missing = [stem for stem in train.validation if stem not in by_stem]
-        if missing:
-            raise ConfigError(
-                f"train.validation names {', '.join(missing)}; the training images are {', '.join(sorted(by_stem))}"
-            )
-        return {by_stem[stem] for stem in train.validation}
-    groups = sorted({image.group or image.uri for image in images})
-    random.Random(train.seed).shuffle(groups)  # noqa: S311 - a split, not a secret
-    count = 0 if not train.validation or len(groups) < 2 else max(1, round(train.validation * len(groups)))
-    chosen = set(groups[:count])
-    return {image.uri for image in images if (image.group or image.uri) in chosen}
+    by_group: tuple[str, ...] = ()
+    """Those of them that were not named, but share a group with one that was; sorted."""
+
+
+def split(train: TrainConfig, images: Sequence[ImageSpec], root: Path) -> Split:
+    """Which of `images` are held out; paths start from `root`. ConfigError where train.validation names none of them.
+
+    The law: no group has images on both sides.
+    """
+    if not isinstance(train.validation, list):
+        return Split(_drawn(train.validation, train.seed, images))
+    named: set[str] = set()
+    missing: list[str] = []
+    for entry in train.validation:
+        path = os.path.normpath(root / entry)
+        found = {image.uri for image in images if os.path.normpath(image.uri) == path} or {
+            image.uri for image in images if image.stem == entry
+        }
+        named |= found
+        missing += [] if found else [entry]
+    if missing:
+        raise ConfigError(
+            f"train.validation names {', '.join(missing)}, which is neither the stem nor the path of a training image; these are "
+            f"{', '.join(sorted(image.uri for image in images))}"
+        )
+    groups = {image.group for image in images if image.uri in named and image.group is not None}
+    companions = {image.uri for image in images if image.group in groups} - named
+    return Split(frozenset(named | companions), tuple(sorted(companions)))
+
+
+def _drawn(share: float, seed: int, images: Sequence[ImageSpec]) -> frozenset[str]:
+    """URIs of about `share` of the images, in whole groups: those drawn at random that still fit, at least the smallest one."""
+    groups: dict[str, list[str]] = {}
+    for image in images:
+        groups.setdefault(image.uri if image.group is None else f"group {image.group}", []).append(image.uri)
+    if not share or len(groups) < 2:
+        return frozenset()
+    names = sorted(groups)
+    random.Random(seed).shuffle(names)  # noqa: S311 - a split, not a secret
+    most, chosen = max(1, round(share * len(images))), set[str]()
+    for name in names:
+        if len(chosen) + len(groups[name]) <= most:
+            chosen.update(groups[name])
+    return frozenset(chosen or groups[min(names, key=lambda name: len(groups[name]))])
 
 
 def _band_count(config: Config, source: SourceInfo) -> int:
