@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from flows import console, views
-from flows.here import night
+from flows.here import night, words
 from pipeline.card import CARD_NAME
 from pipeline.config import load_config
 
@@ -18,9 +18,8 @@ def run_demo(folder: Path, *, prefect: bool) -> int:
     """Make scenes and slides, train on both, run both nights; the higher exit code. What is there already is used again."""
     started = time.monotonic()
     code = max(_scenes(folder, prefect=prefect), _slides(folder))
-    views.OUT.print(
-        f"the whole demo took {time.monotonic() - started:.0f} s; run it again, or: gigamask run {folder / 'configs' / SCENES}"
-    )
+    night_again = words("run", folder / "configs" / SCENES, None)
+    views.OUT.print(f"the whole demo took {time.monotonic() - started:.0f} s; run it again, or: {night_again}")
     return code
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from flows.hooks import telling
@@ -52,6 +53,6 @@ def merge(config: Path, root: Path | None, progress: Progress) -> Morning:
 
 
 def words(command: str, config: Path | str, root: Path | str | None, part: str | None = None, *others: str) -> str:
-    """How to run it again."""
+    """Return the command that runs it again, quoted for a shell."""
     options = [*others, *(["--root", str(root)] if root else []), *(["--part", part] if part else [])]
-    return " ".join(["gigamask", command, str(config), *options])
+    return shlex.join(["gigamask", command, str(config), *options])

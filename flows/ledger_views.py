@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections import Counter
 from dataclasses import asdict
 from itertools import groupby
@@ -107,7 +108,7 @@ def _fault_facts(fault: Fault, output: Path) -> dict[str, Any]:
 
 
 def _advice(fault: Fault, output: Path) -> str:
-    return fault.advice.replace("OUTPUT", str(output))
+    return fault.advice.replace("OUTPUT", shlex.quote(str(output)))
 
 
 def _end(run: Run, account: Account, *, last: bool) -> str:

@@ -263,6 +263,20 @@ def _key(name: str, what: str) -> str:
     return f"gigamask-{plain or 'run'}-{what}"
 
 
+@contextmanager
+def _listening(name: str, listener: Progress | None) -> Iterator[None]:
+    """Have `listener`, if any, hear of the flow of the configuration `name` while the context lasts."""
+    before = _LISTENERS.pop(name, None)
+    if listener is not None:
+        _LISTENERS[name] = listener
+    try:
+        yield
+    finally:
+        _LISTENERS.pop(name, None)
+        if before is not None:
+            _LISTENERS[name] = before
+
+
 def run_flow(config: Path, root: Path | None, part: str | None, listener: Progress | None) -> dict[str, Any]:
     """Run the flow here, once, and return what it left: {exit_code, folder}.
 
@@ -272,9 +286,7 @@ def run_flow(config: Path, root: Path | None, part: str | None, listener: Progre
     if part:
         division(part)
     name = str(config)
-    if listener is not None:
-        _LISTENERS[name] = listener
-    with temporary_server_closed():
+    with _listening(name, listener), temporary_server_closed():
         state: State[Any] = nightly(name, str(root) if root else None, part, return_state=True)
     left: Any = state.data if isinstance(state.data, InterruptedRunError) else state.result(raise_on_failure=False)
     if isinstance(left, BaseException):

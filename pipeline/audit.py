@@ -36,8 +36,8 @@ from pipeline.plan import Plan
 from pipeline.records import PREDICT, SEGMENT, BlockRecord, BlockScore, ImageScore, ShardRecord, sum_scores
 from pipeline.report.contract import ImageResult
 from pipeline.scoring import score_mask
-from pipeline.shop import Progress, work_path
-from pipeline.survey import survey_truth
+from pipeline.shop import Progress
+from pipeline.survey import survey_truth, work_path
 from pipeline.whole import summarise
 from pipeline.work import ScoreJob
 

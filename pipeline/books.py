@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import shlex
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -233,4 +234,4 @@ def _digest_of(work: Path) -> str:
 
 
 def _rebuild(output: Path) -> str:
-    return f"`gigamask ledger rebuild {output}` makes one from the records beside the masks"
+    return f"`gigamask ledger rebuild {shlex.quote(str(output))}` makes one from the records beside the masks"

@@ -13,8 +13,8 @@ from pipeline.measures import measures_of
 from pipeline.records import PREDICT, SEGMENT, score_task
 from pipeline.report.contract import ImageResult
 from pipeline.scoring import with_scores
-from pipeline.shop import Shop, work_path
-from pipeline.survey import Planned
+from pipeline.shop import Shop
+from pipeline.survey import Planned, work_path
 from pipeline.whole import Whole, WholeJob, do_whole
 
 BATCH_SECONDS, LEAST_SECONDS = 0.5, 0.1

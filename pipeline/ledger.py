@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -252,4 +253,4 @@ def _way_out(path: Path) -> str:
     if path.name != LEDGER:
         return "Move it away and run again"
     output = path.parents[2] if path.parent.parent.name == "parts" and len(path.parents) > 2 else path.parent
-    return f"`gigamask ledger rebuild {output}` makes it anew from the records beside the masks"
+    return f"`gigamask ledger rebuild {shlex.quote(str(output))}` makes it anew from the records beside the masks"

@@ -16,8 +16,8 @@ from pipeline.plan import Plan
 from pipeline.records import PREDICT, SEGMENT, BlockRecord, ShardRecord
 from pipeline.report.contract import ImageResult
 from pipeline.scoring import missed, score_image
-from pipeline.shop import Shop, work_path
-from pipeline.survey import Planned, Refused
+from pipeline.shop import Shop
+from pipeline.survey import Planned, Refused, work_path
 from pipeline.whole import summarise, told_of
 from pipeline.work import BlockDraft, Job, build_pyramid, commit_block, empty_block, fail_block, predict_block
 

@@ -50,8 +50,3 @@ class Shop:
         """What workers must know to predict the blocks of a plan into the unfinished mosaic at `work`."""
         model = self.config.model
         return Job(plan=plan, store=str(work), device=model.device, threads=self.workers.threads, trust_code=model.trust_code)
-
-
-def work_path(final: Path, plan: Plan) -> Path:
-    """Where a mask grows until it is published."""
-    return final.with_name(f".{final.name}.{plan.digest}.partial")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +66,7 @@ def segment_one(config: Config, image: Path, out: Path, progress: Progress) -> S
     path = out.with_name(f".{out.name}.ledger.sqlite")
     opened = time.perf_counter()
     since = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
-    lock = holding(out.with_name(f".{out.name}.lock"), since, f"gigamask segment {image}", remove=True)
+    lock = holding(out.with_name(f".{out.name}.lock"), since, shlex.join(["gigamask", "segment", str(image)]), remove=True)
     with lock, open_workers(config.cluster) as workers, stopping_on_signals(workers.stop):
         if workers.client is not None:
             workers.client.run(get_ready)
@@ -132,7 +133,7 @@ def evaluate_one(
         started=started.isoformat(timespec="seconds"),
         finished=finished.isoformat(timespec="seconds"),
         seconds=(finished - started).total_seconds(),
-        command=f"gigamask evaluate {store} {truth_path}",
+        command=shlex.join(["gigamask", "evaluate", str(store), str(truth_path)]),
         software=software(),
         workers=workers.description,
         config=facts,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
+import stat
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,9 +68,13 @@ class Survey:
 
     @property
     def missing_bytes(self) -> int:
-        """About what the masks that are not there yet will take on disk."""
-        missing = (p.plan for p in self.planned if not mask_path(self.config.output, p.plan).exists())
-        return sum(plan.expected_bytes for plan in missing)
+        """About what the masks that are not there yet will still take on disk."""
+        return sum(missing_bytes(self.config.output, p.plan) for p in self.planned)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every mask is there, so that a run writes no more than its report."""
+        return all(mask_path(self.config.output, p.plan).exists() for p in self.planned)
 
     @property
     def pixels(self) -> int:
@@ -130,21 +136,21 @@ def survey(config: Config, part: Division | None = None, *, keep: bool = False) 
 
 def _check_room(config: Config, plan: Plan, free: int) -> None:
     """PlanError where the disk of the output cannot take the mask of this image alone: others may still fit."""
-    room = free - config.faults.min_free_gib * GIB
-    if 0 < room < plan.expected_bytes and not mask_path(config.output, plan).exists():
+    room, missing = free - config.faults.min_free_gib * GIB, missing_bytes(config.output, plan)
+    if 0 < room < missing:
         raise PlanError(
             f"{plan.image.uri}: its mask of {plan.grid.height} x {plan.grid.width} px needs about "
-            f"{plan.expected_bytes / GIB:,.2f} GiB, and {config.output} has {max(room, 0) / GIB:,.2f} GiB beside the "
+            f"{missing / GIB:,.2f} GiB, and {config.output} has {max(room, 0) / GIB:,.2f} GiB beside the "
             f"{config.faults.min_free_gib:g} GiB that are to stay free (faults.min_free_gib). Make room, choose another output "
             "or a coarser resolution, or check the image's header"
         )
 
 
 def space_problem(found: Survey) -> str | None:
-    """Why the disk of the output cannot take the masks that are missing; None where it can."""
+    """Why the disk of the output cannot take the masks that are missing; None where it can, or where none is missing."""
     config = found.config
     needed, free = found.missing_bytes, free_bytes(config.output)
-    if needed + config.faults.min_free_gib * GIB <= free:
+    if needed + config.faults.min_free_gib * GIB <= free or found.is_finished:
         return None
     unit, name = (GIB, "GiB") if max(needed, free) >= GIB // 10 else (GIB >> 10, "MiB")
     return (
@@ -163,6 +169,30 @@ def free_bytes(folder: Path) -> int:
 def mask_path(output: Path, plan: Plan) -> Path:
     """Where the mask of a plan is published; the digest names what made it."""
     return output / "masks" / plan.image.id / f"{plan.digest}.zarr"
+
+
+def work_path(final: Path, plan: Plan) -> Path:
+    """Return where a mask grows until it is published."""
+    return final.with_name(f".{final.name}.{plan.digest}.partial")
+
+
+def missing_bytes(output: Path, plan: Plan) -> int:
+    """Return about how many bytes of a plan's mask are still to be written: none where it is published, fewer where it was
+    begun."""
+    final = mask_path(output, plan)
+    if final.exists():
+        return 0
+    return max(0, plan.expected_bytes - _bytes_in(work_path(final, plan)))
+
+
+def _bytes_in(folder: Path) -> int:
+    """Return the size of all files below `folder`, which a run may be writing to; 0 where there is no such folder."""
+    size = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):  # a draft that has its name by now
+            facts = path.lstat()
+            size += facts.st_size * stat.S_ISREG(facts.st_mode)
+    return size
 
 
 def survey_truth(config: TruthConfig, uri: str | None, mask: MaskFacts) -> tuple[TruthSpec | None, str | None]:

@@ -339,6 +339,37 @@ def test_too_little_room_is_refused_before_anything_is_written(archive: Path, mo
     assert not (archive / "out").exists()
 
 
+def test_a_finished_archive_needs_no_room(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the report is written; one new image, and the disk is too full again."""
+    first = night(archive)
+    monkeypatch.setattr(survey.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    second = night(archive)
+    assert second.exit_code == 0
+    assert all(image.reused for image in second.report.images)
+    assert (second.report.counts == first.report.counts).all()
+    shutil.copyfile(archive / "scenes" / "a.tif", archive / "scenes" / "new.tif")
+    with pytest.raises(PlanError, match=r"missing need about"):
+        night(archive)
+
+
+def test_what_is_written_of_a_mask_is_not_needed_again(archive: Path) -> None:
+    night(archive)
+    settings = config(archive, tiling=TILING)
+    found = survey.survey(settings)
+    assert (found.missing_bytes, found.is_finished) == (0, True)
+    plan = next(p.plan for p in found.planned if p.plan.image.stem == "a")
+    final = survey.mask_path(settings.output, plan)
+    final.rename(survey.work_path(final, plan))
+    final.with_suffix(".json").unlink()
+    begun = found.missing_bytes
+    assert not found.is_finished
+    assert 0 <= begun < plan.expected_bytes
+    written = sum(path.stat().st_size for path in survey.work_path(final, plan).rglob("*") if path.is_file())
+    assert begun == max(0, plan.expected_bytes - written)
+    shutil.rmtree(survey.work_path(final, plan) / "0" / "mask" / "c")
+    assert begun < found.missing_bytes < plan.expected_bytes
+
+
 def test_an_image_that_no_disk_could_hold_is_refused_by_itself(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_raster(archive / "scenes" / "vast.tif", np.zeros((64, 64), np.uint8))
     honest = survey.describe_image

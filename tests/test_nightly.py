@@ -7,12 +7,18 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from prefect.states import Completed
 
 from flows import nightly as flows
+from flows.console import Quiet
+from pipeline.errors import InterruptedRunError
+from tests.making import config_file, threshold_model
 from tests.test_cluster import eventually
 
 
@@ -29,6 +35,30 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[UUID, float]]:
     monkeypatch.setattr(flows, "_update", lambda *, artifact, update, **_: found.append((artifact, update.data)))
     monkeypatch.setattr(flows, "get_run_logger", lambda: logging.getLogger("test"))
     return found
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_listener_leaves_with_its_flow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+    """Also one that another flow of the same configuration is still heard by."""
+    threshold_model(tmp_path / "model")
+    (tmp_path / "scenes").mkdir()
+    path, heard, outer, inner = config_file(tmp_path), [], Quiet(), Quiet()
+
+    def flow(name: str, root: str | None, part: str | None, *, return_state: bool) -> Any:
+        heard.append(flows._LISTENERS.get(name))
+        if len(heard) == 1:
+            with pytest.raises(InterruptedRunError) if fails else nullcontext():
+                flows.run_flow(path, None, None, inner)
+            heard.append(flows._LISTENERS.get(name))
+            flows.run_flow(path, None, None, None)
+        if fails and len(heard) == 2:
+            raise InterruptedRunError(15, "ended")
+        return Completed(data={"exit_code": 0, "folder": "runs/a"})
+
+    monkeypatch.setattr(flows, "nightly", flow)
+    assert flows.run_flow(path, None, None, outer)["exit_code"] == 0
+    assert heard == [outer, inner, outer, None]
+    assert flows._LISTENERS == {}
 
 
 def test_the_last_update_says_what_is_done(sent: list[tuple[UUID, float]]) -> None:

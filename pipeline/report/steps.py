@@ -58,9 +58,16 @@ def _score(findings: Findings, metric: str, code: int | None) -> float | None:
 
 
 def retry_command(report: RunReport) -> str:
-    """How to run again what failed."""
-    start = "gigamask run "
-    return report.command.replace(start, "gigamask retry ", 1) if report.command.startswith(start) else "gigamask retry CONFIG"
+    """Return the command that tries again what failed. Of a part that is the run itself: `retry` is about whole archives."""
+    if report.part is not None:
+        return report.command
+    try:
+        words = shlex.split(report.command)
+    except ValueError:  # an earlier version did not quote
+        words = []
+    if words[:1] != ["gigamask"] or words[1:2] not in (["run"], ["retry"], ["merge"]):
+        return "gigamask retry CONFIG"
+    return shlex.join(["gigamask", "retry", *(word for word in words[2:] if word not in ("--prefect", "--no-prefect"))])
 
 
 @dataclass(frozen=True)
