@@ -358,7 +358,7 @@ def test_remains_of_an_unfinished_mosaic_are_not_taken_for_one(archive: Path, mo
 
 
 def test_a_dead_cluster_ends_the_run_at_the_first_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    archive = archive_of(tmp_path, {f"scene{i}": (140, 130) for i in range(8)})
+    archive = archive_of(tmp_path, {f"scene{i}": (300, 280) for i in range(8)})
     calls: list[str] = []
     process_images = night_module.process_images
 

@@ -41,6 +41,7 @@ from pipeline.records import BlockRecord
 from tests.conftest import REPO, write_raster
 from tests.making import config_file, threshold_model
 from tests.test_night import bytes_of
+from tests.test_publish import archive_of, at, scheduler
 
 PATIENCE = 120.0
 """Seconds that anything may take on a loaded machine."""
@@ -310,6 +311,39 @@ def test_gigamask_run_is_a_flow_run_with_a_task_for_the_small_images(server: Ser
     assert "c.tif" in run["state"]["message"]
     assert [name[:2] + name[10:] for name in sorted(server.tasks(run["id"]))] == ["a-", "b- and 1 more"]
     assert told(archive) == [("failure", 1)]
+
+
+WITHOUT_WORKERS = """
+import sys
+from pathlib import Path
+import flows.nightly
+from pipeline import dispatch, night
+
+dispatch.LOOK_SECONDS, dispatch.WITHOUT_WORKERS_SECONDS = 0.4, 2.0
+process_images, calls = night.process_images, []
+
+def counted(shop, planned):
+    calls.append(planned[0].plan.image.stem)
+    return process_images(shop, planned)
+
+night.process_images = counted
+try:
+    flows.nightly.run_flow(Path(sys.argv[1]), None, None, None)
+except Exception as e:
+    print(type(e).__name__, len(calls))
+"""
+
+
+def test_a_dead_cluster_ends_the_flow_at_the_first_images(server: Server, tmp_path: Path) -> None:
+    archive_of(tmp_path, {f"scene{i}": (300, 280) for i in range(8)})
+    with scheduler(workers=0) as cluster:
+        path = config_file(tmp_path, tiling={"block": 64}, cluster=at(cluster))
+        command = [sys.executable, "-c", WITHOUT_WORKERS, str(path)]
+        done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=REPO, env=server.client_environment())
+    assert done.returncode == 0, done.stderr
+    error, calls = done.stdout.split()[-2:]
+    assert error == "ClusterError"
+    assert 1 <= int(calls) <= 2, "one image a worker and one more are at work at a time, and no other is started"
 
 
 def test_nobody_without_the_auth_string_starts_a_run(server: Server) -> None:
