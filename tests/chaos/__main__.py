@@ -53,6 +53,7 @@ SCENARIOS: dict[str, Scenario] = {
     "ledger": files.ledger,
     "damaged": images.damaged,
     "changed": images.changed,
+    "sidecars": images.sidecars,
     "full": disks.full,
     "read-only": disks.read_only,
     "signals": people.signals,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pipeline.report.contract import ImageResult
 from tests.chaos.ground import SCENES, THRESHOLDS, Ground, labels_of, scene, write_tiff
 from tests.chaos.rows import Row, finish
 from tests.chaos.runs import Ended, Reference, Trial
+from tests.conftest import write_mask
 
 FAILED = 254
 
@@ -167,3 +169,60 @@ def changed(ground: Ground, reference: Reference) -> list[Row]:
         if row.good:
             row.equal = "yes, and its own next mask is right"
     return rows
+
+
+def sidecars(ground: Ground, reference: Reference) -> list[Row]:
+    """Masks beside images (.msk) that are rewritten: one between two runs, one while the blocks of its image run."""
+    made = more_scenes(ground, "masked", {"between": 31, "during": 32}, like="b")
+    rows, cols = np.indices(SCENES["b"])
+    before, after = (rows + cols) % 90 > 20, (rows + 2 * cols) % 90 > 20
+    for path in made.values():
+        write_mask(path, before)
+    other = write_mask(ground.folder / "other.tif", after)
+    trial = Trial(ground, "masked-out", 2, {"archive": {"images": ["scenes/*.tif", "masked/*.tif"]}})
+    sidecar = {name: Path(f"{path}.msk") for name, path in made.items()}
+    swap = {
+        "at": (32, 264, 264),
+        "marker": trial.marker("replace"),
+        "times": 1,
+        "by": str(other),
+        "image": str(sidecar["during"]),
+    }
+    first = trial.run({"replace": swap})
+    between = Row("a mask beside an image is rewritten", "between two runs: .msk, as long as before, an hour older", times=1)
+    during = Row("a mask beside an image is rewritten", "while the image's blocks run, 2 workers: .msk", times=1)
+    during.ended(first, 1)
+    if first.code != 1:
+        return [between, during]
+    image = image_of(first, "during")
+    during.said = "… which belongs to during.tif, is not the file that was planned"
+    refused = image is not None and image.mask is None and "belongs to during.tif" in (image.error or "")
+    during.expect(refused, f"{image}")
+    finish(during, trial, reference, first.report)
+
+    size, moment = sidecar["between"].stat().st_size, sidecar["between"].stat().st_mtime_ns - 3600 * 10**9
+    write_mask(made["between"], after)
+    content = sidecar["between"].read_bytes()
+    sidecar["between"].write_bytes(content + b"\0" * max(0, size - len(content)))
+    os.utime(sidecar["between"], ns=(moment, moment))
+    between.expect(sidecar["between"].stat().st_size == size, "the mask has another size")
+    start = trial.log.stat().st_size
+    second = trial.run()
+    for row, name in ((between, "between"), (during, "during")):
+        row.expect(second.code == 0, f"exit code {second.code}: {second.err[-1500:]}")
+        image = image_of(second, name) if second.code == 0 else None
+        found = None if image is None else mask_of(trial, image)
+        right = np.where(after, classes(made[name]), np.uint8(255))
+        row.expect(found is not None and bool((found == right).all()), "its next mask is not that of its new sidecar")
+    begun = trial.begun(reference, start)
+    between.expect(not begun, f"blocks of other images were predicted again: {begun}")
+    changes = second.report.changes if second.code == 0 else None
+    told = [] if changes is None else sorted(Path(uri).stem for uri in changes.changed)
+    between.expect("between" in told, f"reported as changed: {told}")
+    between.said = "reported as changed, and only it was made again"
+    if second.code == 0:
+        finish(between, trial, reference, second.report)
+    for row in (between, during):
+        if row.good:
+            row.equal = "yes, and its own next mask is right"
+    return [between, during]
