@@ -28,9 +28,9 @@ from pipeline.plan import Plan
 from pipeline.records import BlockRecord
 from pipeline.sources import Pixels, open_source
 from pipeline.whole import summarise
-from pipeline.work import CoreLabels, Job, predict_block, predict_core
+from pipeline.work import CoreLabels, Job, predict_core
 from tests.conftest import write_raster
-from tests.making import plan_of, threshold_model
+from tests.making import plan_of, segment_block, threshold_model
 from tests.test_night import bytes_of, mask, night, result, trusting
 from tests.test_work import Surroundings
 
@@ -239,7 +239,7 @@ def test_a_block_in_quarters_is_the_block(tmp_path: Path, monkeypatch: pytest.Mo
     def quarters(job: Job) -> BlockRecord:
         return parts.join_parts(job, block, tuple(parts.predict_part(job, part) for part in parts.split(block)))
 
-    whole, labels = record_of(plan, tmp_path, "whole.zarr", lambda job: predict_block(job, block))
+    whole, labels = record_of(plan, tmp_path, "whole.zarr", lambda job: segment_block(job, block))
     joined, same = record_of(plan, tmp_path, "quarters.zarr", quarters)
     assert (labels == same).all()
     assert whole.shards == joined.shards
