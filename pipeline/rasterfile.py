@@ -58,22 +58,23 @@ def check_unchanged(source: SourceInfo) -> None:
     check_files(source, _sidecars(Path(source.uri), source.driver))
 
 
-def _files(path: Path, dataset: DatasetReader) -> set[Path]:
+def _files(path: Path, dataset: DatasetReader) -> set[str]:
     """The files that decide what is read from `dataset`, beside the one at `path`: those that GDAL names, without overviews,
     and those of `_sidecars`, as GDAL also reads files that it does not name (.aux) or only one of several (.tfw and .wld)."""
-    named = {Path(file) for file in dataset.files if Path(file).suffix.lower() not in OVERVIEWS}
+    named = {file for file in dataset.files if not file.lower().endswith(OVERVIEWS)}
     return named | set(_sidecars(path, dataset.driver))
 
 
-def _sidecars(path: Path, driver: str) -> list[Path]:
+def _sidecars(path: Path, driver: str) -> list[str]:
     """The files beside `path` from which GDAL takes masks, nodata, names of bands and georeferences, if they exist."""
-    ends = path.suffix[1:2] + path.suffix[-1:] + "w"
-    world = (f".{ends}", f"{path.suffix}w", ".wld") if path.suffix else (".wld",)
+    folder, name, stem, suffix = str(path.parent), path.name, path.stem, path.suffix
+    ends = suffix[1:2] + suffix[-1:] + "w"
+    world = (f".{ends}", f"{suffix}w", ".wld") if suffix else (".wld",)
     replacing = (*world, ".aux", *(BESIDE_RAW if driver in RAW else ()))
     appended = (".msk", ".msk.aux.xml", ".aux", *((".hdr",) if driver in RAW else ()))
-    names = [path.stem + end for suffix in replacing for end in (suffix, suffix.upper())]
-    names += [path.name + end for suffix in appended for end in (suffix, suffix.upper())]
-    return [path.parent / name for name in dict.fromkeys((*names, f"{path.name}.aux.xml")) if name != path.name]
+    names = [stem + end for suffix in replacing for end in (suffix, suffix.upper())]
+    names += [name + end for suffix in appended for end in (suffix, suffix.upper())]
+    return [f"{folder}/{other}" for other in dict.fromkeys((*names, f"{name}.aux.xml")) if other != name]
 
 
 class RasterFile:

@@ -14,7 +14,7 @@ import time
 
 from tests.benchmarks.measure import REPO
 
-ALL = ("around", "stages", "efficiency", "tiles", "memory", "slides", "scaling", "small", "start", "scoring", "gpu")
+ALL = ("around", "stages", "efficiency", "tiles", "memory", "slides", "scaling", "small", "start", "scoring", "encryption", "gpu")
 """dubai (what the masks are worth) and scaling_simulation (hundreds of workers) ask for data or time of their own."""
 
 
