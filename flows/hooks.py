@@ -24,6 +24,7 @@ from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from pipeline import __version__
+from pipeline.atomic import write_bytes
 from pipeline.config import Config
 from pipeline.errors import GigamaskError, InterruptedRunError
 from pipeline.night import Morning
@@ -253,10 +254,8 @@ def _note(output: Path, ending: Ending, say: Say) -> None:
     if not output.is_dir():
         return
     path = output / ENDED
-    part = path.with_name(f".{ENDED}.{os.getpid()}")
     try:
-        part.write_text(json.dumps(asdict(ending), indent=2) + "\n", encoding="utf-8")
-        part.replace(path)
+        write_bytes(path, f"{json.dumps(asdict(ending), indent=2)}\n".encode())
     except OSError as e:
         say(f"{path} cannot be written: {e.strerror}")
 

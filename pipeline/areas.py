@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from pipeline import atomic
 from pipeline.card import digest_of
 from pipeline.config import AUTO
 from pipeline.errors import PlanError
@@ -91,9 +92,7 @@ def tissue_of(plan: Plan, cache: Path, *, keep: bool) -> TissueMap:
     if keep:
         with suppress(OSError):  # the next run looks again
             path.parent.mkdir(parents=True, exist_ok=True)
-            draft = path.with_name(f".{path.name}.partial")
-            draft.write_text(found.model_dump_json())
-            draft.replace(path)
+            atomic.write_bytes(path, found.model_dump_json().encode())
     return found
 
 

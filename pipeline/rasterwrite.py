@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from rasterio.shutil import copy as copy_raster
 from rasterio.windows import Window as RasterioWindow
 
+from pipeline.atomic import replacing
 from pipeline.errors import OutputError
 from pipeline.gdal import GDAL_ERRORS, gdal, share_cache
 from pipeline.grid import Window
@@ -28,9 +29,9 @@ def write(
     path: Path, samples: NDArray[Any], *, transform: Affine6 | None = None, crs: str | None = None, band_names: Sequence[str] = ()
 ) -> None:
     """Write `samples` (bands, h, w) as a tiled, deflated GeoTIFF; it appears at `path` whole or not at all."""
-    draft = path.with_name(f".{path.name}.partial")
     bands, height, width = samples.shape
     with (
+        replacing(path) as draft,
         gdal(),
         rasterio.open(
             draft,
@@ -53,7 +54,6 @@ def write(
         file.write(samples)
         for index, name in enumerate(band_names, 1):
             file.set_band_description(index, name)
-    draft.replace(path)
 
 
 def write_tiled(

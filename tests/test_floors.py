@@ -20,7 +20,7 @@ GROUND = {
 }
 FLOORS: list[set[str]] = [
     GROUND,
-    {"gdal", "identity"},
+    {"gdal", "identity", "atomic"},
     {"projection"},
     {"rasterfile", "rasterwrite", "slidefile", "vectorfile", "stop", "watch"},
     {"sources", "truth", "models", "mosaic", "ledger", "report", "archive", "lock"},

@@ -13,6 +13,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from pipeline import rasterfile, rasterwrite
+from pipeline.atomic import replacing
 from pipeline.demo.scenes import smooth
 from pipeline.grid import Window
 
@@ -96,8 +97,7 @@ def paint(slide: Slide) -> tuple[Rgb, list[Points]]:
 
 def write_pyramid(path: Path, pixels: Rgb) -> None:
     """Write a tiled TIFF of all LEVELS that states its pixel size; it appears at `path` whole or not at all."""
-    draft = path.with_name(f".{path.name}.partial")
-    with tifffile.TiffWriter(draft) as file:
+    with replacing(path) as draft, tifffile.TiffWriter(draft) as file:
         for factor in LEVELS:
             per_cm = 10_000 / (MPP * factor)
             file.write(
@@ -110,7 +110,6 @@ def write_pyramid(path: Path, pixels: Rgb) -> None:
                 resolutionunit="CENTIMETER",
                 metadata=None,
             )
-    draft.replace(path)
 
 
 def _blob(rng: np.random.Generator, centre: tuple[float, float], radius: float) -> Points:

@@ -10,6 +10,7 @@ from typing import Protocol, Self
 
 from pipeline import mosaic
 from pipeline.alignment import MaskFacts
+from pipeline.atomic import draft_beside, sweep_drafts
 from pipeline.codes import mask_codes
 from pipeline.errors import StoreError
 from pipeline.grid import Window
@@ -141,16 +142,16 @@ def piece_windows(height: int, width: int) -> Iterator[Window]:
 def appearing(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """An empty folder beside `out` in which a file of its name is made; it takes its place by one rename when all went well.
 
-    So does the `.aux.xml` of the same name in which GDAL says what does not fit into the file, where there is one. What a killed
-    export has left there is removed. StoreError where `out` exists, or such a companion, which would be taken for its own;
-    `overwrite` replaces them.
+    So does the `.aux.xml` of the same name in which GDAL says what does not fit into the file, where there is one. What exports
+    that were killed have left there is removed after a day. StoreError where `out` exists, or such a companion, which would be
+    taken for its own; `overwrite` replaces them.
     """
     companion = out.with_name(f"{out.name}.aux.xml")
     for path in (out, companion):
         if path.exists() and not overwrite:
             raise StoreError(f"{path} exists: an export does not write over a file unasked. Remove it, or name another one")
-    folder = out.with_name(f".{out.name}.partial")
-    mosaic.remove(folder)
+    sweep_drafts(out)
+    folder = draft_beside(out)
     with mosaic.writing(out):
         folder.mkdir(parents=True)
         try:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pyarrow import lib as pa
 from pyarrow import parquet
 
+from pipeline.atomic import draft_beside, sweep_drafts
 from pipeline.card import ClassInfo
 from pipeline.export.frame import Frame, cut, longest_slope
 from pipeline.export.sweep import Objects
@@ -121,8 +122,8 @@ def written(out: Path) -> Iterator[Path]:
 
     GDAL wants a file's ending to be its own, hence the ending behind `.partial`.
     """
-    draft = out.with_name(f".{out.name}.partial{out.suffix}")
-    _remove(draft)
+    sweep_drafts(out)
+    draft = draft_beside(out)
     try:
         yield draft
         draft.replace(out)

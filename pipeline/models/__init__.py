@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.atomic import write_bytes
 from pipeline.card import CARD_NAME, ModelCard, read_card
 from pipeline.errors import ModelError, PlanError
 
@@ -96,14 +97,14 @@ def save_model(folder: Path, card: ModelCard, module: nn.Module) -> ModelCard:
     card = card.model_copy(update=facts)
     folder.mkdir(parents=True, exist_ok=True)
     assert card.weights is not None
-    _write(folder / card.weights, weights)
+    write_bytes(folder / card.weights, weights, durable=True)
     save_card(folder, card)
     return card
 
 
 def save_card(folder: Path, card: ModelCard) -> None:
     """Writes the card of the model in `folder`, whole or not at all."""
-    _write(folder / CARD_NAME, card.model_dump_json(indent=2).encode() + b"\n")
+    write_bytes(folder / CARD_NAME, card.model_dump_json(indent=2).encode() + b"\n", durable=True)
 
 
 def usable_card(folder: Path, *, trust_code: bool) -> ModelCard:
@@ -191,16 +192,3 @@ def cuda_memory() -> int:
 
     devices = range(torch.cuda.device_count())
     return int(0.9 * min(torch.cuda.get_device_properties(i).total_memory for i in devices))
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Puts `content` at `path` in one step: no reader ever sees half of it."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

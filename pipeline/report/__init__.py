@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from pipeline.atomic import write_bytes
 from pipeline.confusion import Scores
 from pipeline.errors import StoreError
 from pipeline.report.contract import RunReport
@@ -130,7 +131,5 @@ def _take_pictures(report: RunReport, folder: Path, out: Path) -> None:
 
 
 def _put(path: Path, content: bytes) -> Path:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content)
-    partial.replace(path)
+    write_bytes(path, content)
     return path

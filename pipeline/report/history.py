@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
+from pipeline.atomic import write_bytes
 from pipeline.config import LAST_ACCEPTED, NO_BASELINE, Config
 from pipeline.errors import PlanError, StoreError
 from pipeline.image import Frozen
@@ -208,9 +209,6 @@ def _free(path: Path) -> Path:
 
 def _write(path: Path, rows: list[HistoryRow]) -> None:
     table = pa.Table.from_pylist([row.model_dump() for row in rows], schema=_SCHEMA)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        pq.write_table(table, file, compression="zstd")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    content = io.BytesIO()
+    pq.write_table(table, content, compression="zstd")
+    write_bytes(path, content.getvalue(), durable=True)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.atomic import write_bytes
 from pipeline.card import ClassInfo, background
 from pipeline.codes import mask_codes
 
@@ -151,9 +152,7 @@ def save_quicklook(pictures: dict[str, Image.Image], run_folder: Path, image_id:
             picture.save(encoded, "JPEG", quality=80, optimize=True)
         else:
             picture.save(encoded, "PNG", optimize=True)
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_bytes(encoded.getvalue())
-        partial.replace(path)
+        write_bytes(path, encoded.getvalue())
         paths[name] = f"quicklook/{path.name}"
     return paths
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipeline.atomic import replacing
 from pipeline.card import ModelCard, digest_of
 from pipeline.config import TrainConfig
 from pipeline.models.smp import build
@@ -192,20 +193,17 @@ def _setting(config: TrainConfig, training: Sequence[Labelled]) -> str:
 
 
 def _save(state: State, path: Path, setting: str) -> None:
-    draft = path.with_suffix(".new")
-    torch.save(
-        {
-            "setting": setting,
-            "network": state.network.state_dict(),
-            "average": None if state.average is None else state.average.state_dict(),
-            "optimizer": state.optimizer.state_dict(),
-            "best_weights": state.best_weights,
-            "scalars": {"step": state.step, "seconds": state.seconds, "best": state.best},
-            "curve": [[p.step, p.minutes, p.loss, p.miou] for p in state.curve],
-        },
-        draft,
-    )
-    draft.replace(path)
+    kept = {
+        "setting": setting,
+        "network": state.network.state_dict(),
+        "average": None if state.average is None else state.average.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+        "best_weights": state.best_weights,
+        "scalars": {"step": state.step, "seconds": state.seconds, "best": state.best},
+        "curve": [[p.step, p.minutes, p.loss, p.miou] for p in state.curve],
+    }
+    with replacing(path) as draft:
+        torch.save(kept, draft)
 
 
 def _resume(state: State, path: Path, setting: str, device: str) -> None:

@@ -1,0 +1,53 @@
+"""Files that appear whole or not at all, whoever else writes the same file at the same moment."""
+
+from __future__ import annotations
+
+import glob
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from secrets import token_hex
+
+STALE_SECONDS = 86_400.0
+"""After how long a draft is taken for that of a process which was killed."""
+
+
+def draft_beside(path: Path) -> Path:
+    """Return a hidden name beside `path` that no other process, host or thread uses; it ends as `path` does."""
+    return path.with_name(f".{path.name}.{token_hex(8)}.partial{path.suffix}")
+
+
+def sweep_drafts(path: Path) -> None:
+    """Remove the drafts of `path`, files or folders, that killed processes have left: those that nobody has touched for a day."""
+    oldest = time.time() - STALE_SECONDS
+    for draft in path.parent.glob(f".{glob.escape(path.name)}.*.partial*"):
+        with suppress(OSError):
+            if draft.lstat().st_mtime < oldest:
+                shutil.rmtree(draft) if draft.is_dir() else draft.unlink()
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a name to write to: what lies there takes the place of `path` in one step when the block ends, and is removed on an
+    error. Of two writers at the same moment the last one wins, whole.
+    """
+    draft = draft_beside(path)
+    try:
+        yield draft
+        draft.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+        raise
+
+
+def write_bytes(path: Path, content: bytes, *, durable: bool = False) -> None:
+    """Put `content` at `path` in one step; `durable` also waits until it is on the disk."""
+    with replacing(path) as draft, draft.open("wb") as file:
+        file.write(content)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
