@@ -21,12 +21,17 @@ def draft_beside(path: Path) -> Path:
 
 
 def sweep_drafts(path: Path) -> None:
-    """Remove the drafts of `path`, files or folders, that killed processes have left: those that nobody has touched for a day."""
+    """Remove the drafts of `path`, files or folders, that killed processes have left: nothing was written in them for a day."""
     oldest = time.time() - STALE_SECONDS
     for draft in path.parent.glob(f".{glob.escape(path.name)}.*.partial*"):
         with suppress(OSError):
-            if draft.lstat().st_mtime < oldest:
+            if _last_written(draft) < oldest:
                 shutil.rmtree(draft) if draft.is_dir() else draft.unlink()
+
+
+def _last_written(draft: Path) -> float:
+    """Return when a draft last changed. Writing to a file does not change the time of its folder, so those inside count too."""
+    return max(path.lstat().st_mtime for path in (draft, *draft.rglob("*")))
 
 
 @contextmanager

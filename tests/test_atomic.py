@@ -81,7 +81,18 @@ def test_drafts_of_killed_processes_go_after_a_day_and_those_at_work_stay(tmp_pa
         file.touch()
     folder.mkdir()
     (folder / "inside").touch()
-    for old in (stale, folder, other):
+    for old in (stale, folder / "inside", folder, other):
         os.utime(old, (time.time() - atomic.STALE_SECONDS - 60,) * 2)
     sweep_drafts(path)
     assert {*tmp_path.iterdir()} == {fresh, other}
+
+
+def test_a_folder_in_which_a_file_is_still_written_is_not_swept_however_old_the_folder_is(tmp_path: Path) -> None:
+    out = tmp_path / "mask.tif"
+    folder = draft_beside(out)
+    folder.mkdir()
+    with (folder / out.name).open("wb") as file:
+        os.utime(folder, (time.time() - atomic.STALE_SECONDS - 60,) * 2)
+        file.write(b"the second day")
+    sweep_drafts(out)
+    assert (folder / out.name).read_bytes() == b"the second day"

@@ -344,7 +344,8 @@ def test_a_killed_export_leaves_no_file_of_that_name(name: str, write: Callable[
 
     write(mask, out)
     assert {path.name for path in out.parent.iterdir()} == {"mask.tif", left.name}, "it may be that of an export at work"
-    os.utime(left, (time.time() - 2 * 86_400,) * 2)
+    for path in (*left.rglob("*"), left):
+        os.utime(path, (time.time() - 2 * 86_400,) * 2)
     write(mask, out, overwrite=True)
     assert [path.name for path in out.parent.iterdir()] == ["mask.tif"]
 
