@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from flows.console import Quiet
+from pipeline.atomic import STALE_SECONDS, draft_beside
 from pipeline.card import ClassInfo, ModelCard, Scaling, read_card
 from pipeline.config import AugmentConfig, Config, TrainConfig, load_config
 from pipeline.errors import ConfigError, ModelError
@@ -147,6 +150,17 @@ def test_a_killed_training_goes_on_where_it_last_validated(scenes: Path) -> None
     trained = train(trained_with, listen, lambda _: None)
     assert trained.card.training["steps"] > saved > 0
     assert trained.curve[0].step == saved, "the curve of the first part is kept"
+
+
+def test_drafts_of_checkpoints_that_killed_trainings_left_do_not_pile_up(scenes: Path) -> None:
+    folder = scenes / "model"
+    folder.mkdir()
+    stale, fresh = draft_beside(folder / CHECKPOINT), draft_beside(folder / CHECKPOINT)
+    for draft in (stale, fresh):
+        draft.write_bytes(b"half a checkpoint")
+    os.utime(stale, (time.time() - STALE_SECONDS - 60,) * 2)
+    train(configured(scenes), lambda *_: None, lambda _: None)
+    assert [path for path in folder.iterdir() if ".partial" in path.name] == [fresh], "it may be that of a training at work"
 
 
 def test_validation_holds_out_whole_images_and_whole_groups(scenes: Path) -> None:

@@ -13,7 +13,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from pipeline import rasterfile, rasterwrite
-from pipeline.atomic import replacing
+from pipeline.atomic import replacing, write_bytes
 from pipeline.demo.scenes import smooth
 from pipeline.grid import Window
 
@@ -64,7 +64,7 @@ def make_slides(folder: Path, slides: Sequence[Slide] = SLIDES) -> list[Path]:
         if slide.name.startswith("train"):
             rasterwrite.write(labels.with_suffix(".tif"), _burnt(tumors, pixels.shape[:2])[None])
         else:
-            labels.with_suffix(".geojson").write_text(json.dumps(_annotations(tumors)))
+            write_bytes(labels.with_suffix(".geojson"), json.dumps(_annotations(tumors)).encode())
         write_pyramid(path, pixels)
     return paths
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from torch import nn
 
+from pipeline.atomic import sweep_drafts, write_bytes
 from pipeline.card import CARD_NAME, ModelCard
 from pipeline.config import Config
 from pipeline.confusion import Scores, count, no_counts, scores
@@ -59,6 +60,9 @@ def train(config: Config, report: Callable[[Step, float], None], say: Callable[[
     if not lesson.validation:
         say("no image is held out: the last weights are kept, and nothing says how good they are")
     folder.mkdir(parents=True, exist_ok=True)
+    for name in (CHECKPOINT, CARD_NAME, card.weights):
+        if name is not None:
+            sweep_drafts(folder / name)  # a killed training leaves drafts as large as its network
 
     def validate(network: nn.Module) -> float:
         found = validation_scores(network, card, lesson.validation, device, config.model.batch)
@@ -68,7 +72,7 @@ def train(config: Config, report: Callable[[Step, float], None], say: Callable[[
     final = validation_scores(state.result, card, lesson.validation, device, config.model.batch) if lesson.validation else None
     facts = _facts(config, lesson.training, lesson.validation, state, final, card)
     card = save_model(folder, card.model_copy(update={"training": facts}), state.result)
-    (folder / "training.json").write_text(json.dumps([asdict(point) for point in state.curve], indent=1), encoding="utf-8")
+    write_bytes(folder / "training.json", json.dumps([asdict(point) for point in state.curve], indent=1).encode())
     draw_curve(state.curve, folder / "training.png", f"{card.name}: {section.architecture} with {section.encoder}")
     (folder / CHECKPOINT).unlink(missing_ok=True)
     return Trained(folder, card, state.curve, final)

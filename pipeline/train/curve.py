@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.atomic import replacing
 from pipeline.train.loop import Step
 
 
@@ -30,4 +31,5 @@ def draw_curve(curve: Sequence[Step], path: Path, title: str) -> None:
         right.spines[["top"]].set_visible(False)
         best = max(scored, key=lambda point: point[1])
         right.annotate(f"{best[1]:.3f}", best, textcoords="offset points", xytext=(0, 7), ha="center", color="#D55E00")
-    figure.savefig(path, dpi=120)
+    with replacing(path) as draft:
+        figure.savefig(draft, dpi=120)
