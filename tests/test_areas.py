@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -216,6 +217,43 @@ def test_tissue_is_found_on_a_coarse_level_and_only_once(archive: Path, tmp_path
     monkeypatch.setattr(areas, "look_for_tissue", never)
     again = survey(config(archive, **settings_of()))
     assert [p.plan.digest for p in again.planned] == [p.plan.digest for p in found.planned]
+
+
+def test_two_runs_keep_the_tissue_of_one_image_at_once_and_no_reader_finds_half_of_it(
+    noise: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second run has just opened its draft, still empty, when the first one renames its own."""
+    found = TissueMap.of(disc(20, 26), "drawn by hand")
+    monkeypatch.setattr(areas, "look_for_tissue", lambda plan: found)
+    opened, go_on = threading.Event(), threading.Event()
+    true_open, true_replace = Path.open, Path.replace
+    second = threading.Thread(target=lambda: areas.tissue_of(noise, tmp_path, keep=True))
+
+    def open_and_wait(path: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        file = true_open(path, mode, *args, **kwargs)
+        if "w" in mode and threading.current_thread() is second:
+            opened.set()
+            assert go_on.wait(30)
+        return file
+
+    def replace_after_the_other_opened(path: Path, target: Path) -> Path:
+        if threading.current_thread() is not second:
+            second.start()
+            assert opened.wait(30)
+        return true_replace(path, target)
+
+    monkeypatch.setattr(Path, "open", open_and_wait)
+    monkeypatch.setattr(Path, "replace", replace_after_the_other_opened)
+    try:
+        areas.tissue_of(noise, tmp_path, keep=True)
+        (kept,) = (path for path in tmp_path.iterdir() if not path.name.startswith("."))
+        between = kept.read_bytes()
+    finally:
+        go_on.set()
+        second.join()
+    assert TissueMap.model_validate_json(between) == found
+    assert TissueMap.model_validate_json(kept.read_bytes()) == found
+    assert list(tmp_path.iterdir()) == [kept]
 
 
 def test_a_dry_run_keeps_nothing(archive: Path, tmp_path: Path) -> None:
