@@ -21,8 +21,8 @@ import zarr
 from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 from pydantic_core import to_json
+from zarr.abc.buffer import Buffer
 from zarr.codecs import ZstdCodec
-from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
 from pipeline import __version__
