@@ -11,19 +11,26 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
 
+LONGEST_NAME, LONGEST_SUFFIX = 200, 16
+"""Bytes of a file's name, and characters of its ending, that names of its drafts hold."""
 STALE_SECONDS = 86_400.0
 """After how long a draft is taken for that of a process which was killed."""
 
 
 def draft_beside(path: Path) -> Path:
     """Return a hidden name beside `path` that no other process, host or thread uses; it ends as `path` does."""
-    return path.with_name(f".{path.name}.{token_hex(8)}.partial{path.suffix}")
+    return path.with_name(f"{_begin(path)}.{token_hex(8)}.partial{path.suffix[:LONGEST_SUFFIX]}")
+
+
+def _begin(path: Path) -> str:
+    """Return how the names of drafts of `path` begin: with its own, but short enough for the 255 bytes that disks allow."""
+    return "." + os.fsencode(path.name)[:LONGEST_NAME].decode(errors="ignore")
 
 
 def sweep_drafts(path: Path) -> None:
     """Remove the drafts of `path`, files or folders, that killed processes have left: nothing was written in them for a day."""
     oldest = time.time() - STALE_SECONDS
-    for draft in path.parent.glob(f".{glob.escape(path.name)}.*.partial*"):
+    for draft in path.parent.glob(f"{glob.escape(_begin(path))}.*.partial*"):
         with suppress(OSError):
             if _last_written(draft) < oldest:
                 shutil.rmtree(draft) if draft.is_dir() else draft.unlink()

@@ -96,3 +96,15 @@ def test_a_folder_in_which_a_file_is_still_written_is_not_swept_however_old_the_
         file.write(b"the second day")
     sweep_drafts(out)
     assert (folder / out.name).read_bytes() == b"the second day"
+
+
+@pytest.mark.parametrize("name", ["a" * 251 + ".tif", "ü" * 125 + ".json", "a." + "b" * 253])
+def test_a_file_may_have_the_longest_name_that_the_disk_takes(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    write_bytes(path, b"whole")
+    assert path.read_bytes() == b"whole"
+    left = draft_beside(path)
+    left.touch()
+    os.utime(left, (time.time() - atomic.STALE_SECONDS - 60,) * 2)
+    sweep_drafts(path)
+    assert list(tmp_path.iterdir()) == [path]
